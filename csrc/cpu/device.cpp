@@ -1,0 +1,59 @@
+#include <omp.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "../error.h"
+#include "cblas.h"
+#include "cpu_backend.h"
+
+namespace liveact::cpu {
+
+namespace {
+constexpr int64_t kAlignment = 64;  // a cache line; the size is kept in front of the allocation
+}
+
+CpuDevice::CpuDevice() {
+#if defined(__x86_64__)
+  LIVEACT_CHECK(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
+                "cpu: expected a processor with AVX2 and FMA (x86-64-v3), found one without");
+#endif
+  // Every op brings its own threads; a second pool inside OpenBLAS would fight with them.
+  scipy_openblas_set_num_threads(1);
+}
+
+void* CpuDevice::allocate(int64_t bytes) {
+  const int64_t padded = (bytes + kAlignment - 1) / kAlignment * kAlignment + kAlignment;
+  char* base = static_cast<char*>(std::aligned_alloc(kAlignment, padded));
+  LIVEACT_CHECK(base != nullptr, "cpu: expected room for ", bytes, " bytes, found too little");
+  std::memcpy(base, &bytes, sizeof(bytes));
+  allocated_bytes_ += bytes;
+  ++allocation_count_;
+  return base + kAlignment;
+}
+
+void CpuDevice::release(void* pointer) {
+  char* base = static_cast<char*>(pointer) - kAlignment;
+  int64_t bytes = 0;
+  std::memcpy(&bytes, base, sizeof(bytes));
+  allocated_bytes_ -= bytes;
+  std::free(base);
+}
+
+void CpuDevice::upload(void* target, const void* host, int64_t bytes) {
+  std::memcpy(target, host, bytes);
+}
+
+std::unique_ptr<Ops> CpuDevice::open_ops(const OpsLimits& limits) {
+  return std::make_unique<CpuOps>(*this, limits);
+}
+
+void CpuOps::upload(void* target, const void* host, int64_t bytes) {
+  std::memcpy(target, host, bytes);
+}
+
+void CpuOps::download(void* host, const void* source, int64_t bytes) {
+  std::memcpy(host, source, bytes);
+}
+
+}  // namespace liveact::cpu

@@ -1,0 +1,350 @@
+#include "model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <memory>
+
+#include "cpu/rows.h"
+#include "error.h"
+
+namespace liveact {
+
+void ModelConfig::check() const {
+  LIVEACT_CHECK(num_heads > 0 && dim > 0 && dim % num_heads == 0,
+                "config: expected dim to be a multiple of num_heads, got ", dim, " and ",
+                num_heads);
+  LIVEACT_CHECK(head_dim() % 2 == 0 && head_dim() >= 8,
+                "config: expected an even head dim of at least 8, got ", head_dim());
+  LIVEACT_CHECK(num_layers > 0 && ffn_dim > 0 && text_dim > 0 && text_len > 0 && in_dim > out_dim &&
+                    out_dim > 0 && intermediate_dim > 0 && output_dim > 0 && context_tokens > 0 &&
+                    image_dim > 0 && audio_dim > 0 && freq_dim > 0 && freq_dim % 2 == 0,
+                "config: expected positive sizes with in_dim > out_dim");
+}
+
+std::vector<TensorSpec> expected_tensors(const ModelConfig& c) {
+  const int64_t d = c.dim;
+  std::vector<TensorSpec> specs;
+  const auto linear = [&](const std::string& name, int64_t n, int64_t k) {
+    specs.push_back({name + ".weight", {n, k}});
+    specs.push_back({name + ".bias", {n}});
+  };
+  const auto norm = [&](const std::string& name, int64_t n) {
+    specs.push_back({name + ".weight", {n}});
+    specs.push_back({name + ".bias", {n}});
+  };
+  specs.push_back({"patch_embedding.weight", {d, c.in_dim, 1, 2, 2}});
+  specs.push_back({"patch_embedding.bias", {d}});
+  linear("text_embedding.0", d, c.text_dim);
+  linear("text_embedding.2", d, d);
+  linear("time_embedding.0", d, c.freq_dim);
+  linear("time_embedding.2", d, d);
+  linear("time_projection.1", 6 * d, d);
+  norm("img_emb.proj.0", c.image_dim);
+  linear("img_emb.proj.1", c.image_dim, c.image_dim);
+  linear("img_emb.proj.3", d, c.image_dim);
+  norm("img_emb.proj.4", d);
+  linear("audio_proj.proj1", c.intermediate_dim, 5 * c.audio_dim);
+  linear("audio_proj.proj1_vf", c.intermediate_dim, kAudioWindow * c.audio_dim);
+  linear("audio_proj.proj2", c.intermediate_dim, c.intermediate_dim);
+  linear("audio_proj.proj3", c.context_tokens * c.output_dim, c.intermediate_dim);
+  norm("audio_proj.norm", c.output_dim);
+  for (int64_t i = 0; i < c.num_layers; ++i) {
+    const std::string b = "blocks." + std::to_string(i) + ".";
+    specs.push_back({b + "modulation", {1, 6, d}});
+    for (const char* part : {"q", "k", "v", "o"}) linear(b + "self_attn." + part, d, d);
+    for (const char* part : {"norm_q", "norm_k"}) {
+      specs.push_back({b + "self_attn." + part + ".weight", {d}});
+    }
+    for (const char* part : {"memory_proj_k", "memory_proj_v"}) {
+      specs.push_back({b + "self_attn." + part + ".weight", {d, 1, kCompressTaps}});
+    }
+    norm(b + "norm3", d);
+    for (const char* part : {"q", "k", "v", "o", "k_img", "v_img"}) {
+      linear(b + "cross_attn." + part, d, d);
+    }
+    for (const char* part : {"norm_q", "norm_k", "norm_k_img"}) {
+      specs.push_back({b + "cross_attn." + part + ".weight", {d}});
+    }
+    norm(b + "norm_x", d);
+    linear(b + "audio_cross_attn.q_linear", d, d);
+    linear(b + "audio_cross_attn.kv_linear", 2 * d, c.output_dim);
+    linear(b + "audio_cross_attn.proj", d, d);
+    linear(b + "ffn.0", c.ffn_dim, d);
+    linear(b + "ffn.2", d, c.ffn_dim);
+  }
+  specs.push_back({"head.modulation", {1, 2, d}});
+  linear("head.head", 4 * c.out_dim, d);
+  return specs;
+}
+
+Precision Precision::uniform(DType dtype, int64_t num_layers) {
+  return {dtype == DType::f32 ? DType::f32 : DType::bf16,
+          std::vector<LayerPrecision>(num_layers, LayerPrecision::uniform(dtype))};
+}
+
+namespace {
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
+int64_t element_count(const HostTensor& tensor) {
+  int64_t count = 1;
+  for (int64_t extent : tensor.shape) count *= extent;
+  return count;
+}
+
+std::vector<float> to_f32(const HostTensor& tensor) {
+  const int64_t n = element_count(tensor);
+  std::vector<float> values(n);
+  const float* source = cpu::read_f32(tensor.data, tensor.dtype, 0, n, 1.0f, values.data());
+  if (source != values.data()) std::copy_n(source, n, values.data());
+  return values;
+}
+
+// out [rows, n] = x [rows, k] · weight [n, k]^T + bias on the host; rows is 1 here.
+std::vector<float> host_linear(const std::vector<float>& x, const HostTensor& weight,
+                               const HostTensor& bias) {
+  const int64_t n = weight.shape[0];
+  const int64_t k = weight.shape[1];
+  std::vector<float> out = to_f32(bias);
+#pragma omp parallel
+  {
+    std::vector<float> scratch(k);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < n; ++i) {
+      const float* row = cpu::read_f32(weight.data, weight.dtype, i * k, k, 1.0f, scratch.data());
+      float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t j = 0; j < k; ++j) sum += row[j] * x[j];
+      out[i] += sum;
+    }
+  }
+  return out;
+}
+
+void silu(std::vector<float>& x) {
+  for (float& value : x) value = value / (1.0f + std::exp(-value));
+}
+
+// [cos(t·10000^(−j/half)), sin(...)] in float64, rounded to fp32.
+std::vector<float> timestep_embedding(float timestep, int64_t dim) {
+  const int64_t half = dim / 2;
+  std::vector<float> embedding(dim);
+  for (int64_t j = 0; j < half; ++j) {
+    const double angle =
+        static_cast<double>(timestep) * std::pow(10000.0, -static_cast<double>(j) / half);
+    embedding[j] = static_cast<float>(std::cos(angle));
+    embedding[half + j] = static_cast<float>(std::sin(angle));
+  }
+  return embedding;
+}
+
+}  // namespace
+
+class Model::Loader {
+ public:
+  Loader(Model& model, const HostTensors& tensors) : model_(model), tensors_(tensors) {
+    for (const TensorSpec& spec : expected_tensors(model.config_)) {
+      const auto found = tensors.find(spec.name);
+      LIVEACT_CHECK(found != tensors.end(), "checkpoint: expected tensor ", spec.name, " ",
+                    shape_text(spec.shape), ", found none");
+      LIVEACT_CHECK(found->second.shape == spec.shape, "checkpoint: expected tensor ", spec.name,
+                    " to be ", shape_text(spec.shape), ", found ", shape_text(found->second.shape));
+    }
+  }
+
+  const HostTensor& host(const std::string& name) const { return tensors_.at(name); }
+
+  const float* vector(const std::string& name) { return upload(to_f32(host(name))); }
+
+  const float* upload(const std::vector<float>& values) {
+    return static_cast<const float*>(
+        store(values.data(), static_cast<int64_t>(sizeof(float) * values.size())));
+  }
+
+  Norm norm(const std::string& name) { return {vector(name + ".weight"), vector(name + ".bias")}; }
+  Norm gain(const std::string& name) { return {vector(name + ".weight"), nullptr}; }
+
+  // One linear, or several with the same input fused along the output channels.
+  Linear linear(const std::vector<std::string>& names, DType precision) {
+    Linear result;
+    std::vector<float> bias;
+    std::vector<float> scale;
+    Weight& weight = result.weight;
+    weight.dtype = precision == DType::f8     ? DType::f8
+                   : precision == DType::bf16 ? DType::bf16
+                                              : host(names[0] + ".weight").dtype;
+    for (size_t i = 0; i < names.size(); ++i) {
+      const HostTensor& tensor = host(names[i] + ".weight");
+      const int64_t n = tensor.shape[0];
+      weight.k = element_count(tensor) / n;
+      weight.parts[i] = {place(tensor, n, weight.k, weight.dtype, scale), n};
+      weight.n += n;
+      const std::vector<float> part = to_f32(host(names[i] + ".bias"));
+      bias.insert(bias.end(), part.begin(), part.end());
+    }
+    if (weight.dtype == DType::f8) weight.scale = upload(scale);
+    result.scale = weight.scale;
+    result.bias = upload(bias);
+    model_.weight_bytes_ += weight.n * weight.k * size_bytes(weight.dtype);
+    host_scale_ = scale;
+    host_bias_ = bias;
+    return result;
+  }
+
+  // The epilogue of the linear loaded last with a gate [n] folded in.
+  Epilogue gated(const std::vector<float>& gate) {
+    std::vector<float> scale = gate;
+    std::vector<float> bias = gate;
+    for (size_t i = 0; i < gate.size(); ++i) {
+      if (!host_scale_.empty()) scale[i] *= host_scale_[i];
+      bias[i] *= host_bias_[i];
+    }
+    return {upload(scale), upload(bias), true};
+  }
+
+ private:
+  // A [n, k] weight in the wanted format: where it lies if the device can use it there, else
+  // converted row by row. fp8 appends one scale per row to `scale`.
+  const void* place(const HostTensor& tensor, int64_t n, int64_t k, DType dtype,
+                    std::vector<float>& scale) {
+    if (dtype == tensor.dtype && model_.device_->uses_host_weights(dtype)) return tensor.data;
+    std::vector<uint8_t> converted(n * k * size_bytes(dtype));
+    const size_t scale0 = scale.size();
+    if (dtype == DType::f8) scale.resize(scale0 + n);
+    Rows out{.data = converted.data(),
+             .dtype = dtype,
+             .rows = n,
+             .cols = k,
+             .scale = scale.data() + scale0};
+#pragma omp parallel
+    {
+      std::vector<float> scratch(k);
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < n; ++row) {
+        cpu::write_row(out, row,
+                       cpu::read_f32(tensor.data, tensor.dtype, row * k, k, 1.0f, scratch.data()));
+      }
+    }
+    return store(converted.data(), static_cast<int64_t>(converted.size()));
+  }
+
+  void* store(const void* host, int64_t bytes) {
+    model_.buffers_.emplace_back(*model_.device_, bytes);
+    void* target = model_.buffers_.back().data();
+    model_.device_->upload(target, host, bytes);
+    return target;
+  }
+
+  Model& model_;
+  const HostTensors& tensors_;
+  std::vector<float> host_scale_;
+  std::vector<float> host_bias_;
+};
+
+Model::Model(std::shared_ptr<Device> device, const ModelConfig& config, const HostTensors& tensors,
+             const Precision& precision)
+    : device_(std::move(device)), config_(config), precision_(precision) {
+  config.check();
+  LIVEACT_CHECK(static_cast<int64_t>(precision.layers.size()) == config.num_layers,
+                "precision policy: expected ", config.num_layers, " layers, got ",
+                precision.layers.size());
+  Loader load(*this, tensors);
+  const DType plain = precision.activations;
+  const int64_t d = config.dim;
+
+  patch_embedding = load.linear({"patch_embedding"}, plain);
+  text_in = load.linear({"text_embedding.0"}, plain);
+  text_out = load.linear({"text_embedding.2"}, plain);
+  image_in_norm = load.norm("img_emb.proj.0");
+  image_in = load.linear({"img_emb.proj.1"}, plain);
+  image_out = load.linear({"img_emb.proj.3"}, plain);
+  image_out_norm = load.norm("img_emb.proj.4");
+  // audio_proj.proj1 serves the first latent frame only, whose audio contribution is zero.
+  audio_window = load.linear({"audio_proj.proj1_vf"}, plain);
+  audio_hidden = load.linear({"audio_proj.proj2"}, plain);
+  audio_out = load.linear({"audio_proj.proj3"}, plain);
+  audio_norm = load.norm("audio_proj.norm");
+  head = load.linear({"head.head"}, plain);
+
+  std::vector<float> e[kSteps];
+  std::vector<float> e0[kSteps];
+  for (int step = 0; step < kSteps; ++step) {
+    e[step] = timestep_embedding(kTimesteps[step], config.freq_dim);
+    e[step] = host_linear(e[step], load.host("time_embedding.0.weight"),
+                          load.host("time_embedding.0.bias"));
+    silu(e[step]);
+    e[step] = host_linear(e[step], load.host("time_embedding.2.weight"),
+                          load.host("time_embedding.2.bias"));
+    e0[step] = e[step];
+    silu(e0[step]);
+    e0[step] = host_linear(e0[step], load.host("time_projection.1.weight"),
+                           load.host("time_projection.1.bias"));
+  }
+  // Row `index` of modulation + e, plus `offset`.
+  const auto modulation = [&](const std::vector<float>& table, const std::vector<float>& time,
+                              bool per_row, int index, float offset) {
+    std::vector<float> out(d);
+    for (int64_t i = 0; i < d; ++i) {
+      out[i] = table[index * d + i] + time[(per_row ? index * d : 0) + i] + offset;
+    }
+    return out;
+  };
+  const std::vector<float> head_table = to_f32(load.host("head.modulation"));
+  for (int step = 0; step < kSteps; ++step) {
+    head_norm[step] = {load.upload(modulation(head_table, e[step], false, 1, 1.0f)),
+                       load.upload(modulation(head_table, e[step], false, 0, 0.0f))};
+  }
+
+  layers.resize(config.num_layers);
+  for (int64_t i = 0; i < config.num_layers; ++i) {
+    Layer& layer = layers[i];
+    const LayerPrecision& p = precision.layers[i];
+    const std::string b = "blocks." + std::to_string(i) + ".";
+    const std::vector<float> table = to_f32(load.host(b + "modulation"));
+    const auto constant = [&](int step, int index, float offset) {
+      return modulation(table, e0[step], true, index, offset);
+    };
+    layer.self_qkv =
+        load.linear({b + "self_attn.q", b + "self_attn.k", b + "self_attn.v"}, p.self_qkv);
+    layer.self_o = load.linear({b + "self_attn.o"}, p.self_o);
+    for (int step = 0; step < kSteps; ++step) {
+      layer.steps[step].self_norm = {load.upload(constant(step, 1, 1.0f)),
+                                     load.upload(constant(step, 0, 0.0f))};
+      layer.steps[step].self_o = load.gated(constant(step, 2, 0.0f));
+    }
+    layer.self_q_norm = load.gain(b + "self_attn.norm_q");
+    layer.self_k_norm = load.gain(b + "self_attn.norm_k");
+    layer.token_filter.key_taps = load.vector(b + "self_attn.memory_proj_k.weight");
+    layer.token_filter.value_taps = load.vector(b + "self_attn.memory_proj_v.weight");
+    layer.cross_norm = load.norm(b + "norm3");
+    layer.cross_q = load.linear({b + "cross_attn.q"}, p.cross_q);
+    layer.cross_o = load.linear({b + "cross_attn.o"}, p.cross_o);
+    layer.text_k = load.linear({b + "cross_attn.k"}, plain);
+    layer.text_v = load.linear({b + "cross_attn.v"}, plain);
+    layer.image_k = load.linear({b + "cross_attn.k_img"}, plain);
+    layer.image_v = load.linear({b + "cross_attn.v_img"}, plain);
+    layer.cross_q_norm = load.gain(b + "cross_attn.norm_q");
+    layer.text_k_norm = load.gain(b + "cross_attn.norm_k");
+    layer.image_k_norm = load.gain(b + "cross_attn.norm_k_img");
+    layer.audio_norm = load.norm(b + "norm_x");
+    layer.audio_q = load.linear({b + "audio_cross_attn.q_linear"}, p.audio_q);
+    layer.audio_kv = load.linear({b + "audio_cross_attn.kv_linear"}, plain);
+    layer.audio_o = load.linear({b + "audio_cross_attn.proj"}, p.audio_o);
+    layer.ffn_up = load.linear({b + "ffn.0"}, p.ffn_up);
+    layer.ffn_down = load.linear({b + "ffn.2"}, p.ffn_down);
+    for (int step = 0; step < kSteps; ++step) {
+      layer.steps[step].ffn_norm = {load.upload(constant(step, 4, 1.0f)),
+                                    load.upload(constant(step, 3, 0.0f))};
+      layer.steps[step].ffn_down = load.gated(constant(step, 5, 0.0f));
+    }
+  }
+}
+
+}  // namespace liveact

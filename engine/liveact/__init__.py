@@ -1,0 +1,1 @@
+"""LiveAct engine."""

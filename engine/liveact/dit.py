@@ -1,0 +1,283 @@
+"""The DiT from a checkpoint directory: opening its files and handing them to the C++ runtime.
+
+`Dit` holds the weights (shared, immutable), `DitStream` one session's state. Tensors stay where
+the safetensors library mapped them; the CPU backend reads bf16 weights in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from liveact import _core
+from liveact.checkpoint import Tensors, check_tensors, open_tensors, read_json
+from liveact.errors import InputError, LiveActError, SessionError
+
+STEPS = 3
+WEIGHTS_STEM = "diffusion_pytorch_model"
+RELEASED_SLOTS = (2, 2, 2, 8)  # reference, long-term, short-term, current
+PRECISIONS = ("fp32", "fp8", "bf16")
+MEMORIES = ("sequential", "sharded", "mean")
+COMPRESS_AXES = ("token", "frame")
+VALUE_FILTERS = ("key", "own")
+
+# config.json key -> value that this engine is written for; another value is refused.
+_FIXED = {
+    "model_type": "i2v",
+    "patch_size": [1, 2, 2],
+    "qk_norm": True,
+    "cross_attn_norm": True,
+    "audio_window": 5,
+    "vae_scale": 4,
+    "norm_input_visual": True,
+    "norm_output_audio": True,
+}
+_SIZES = (
+    "dim",
+    "ffn_dim",
+    "num_heads",
+    "num_layers",
+    "in_dim",
+    "out_dim",
+    "text_dim",
+    "text_len",
+    "freq_dim",
+    "intermediate_dim",
+    "output_dim",
+    "context_tokens",
+)
+_DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+
+
+def _positive_int(path: Path, key: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= 1 << 24:
+        raise InputError(f"{path}: expected {key} to be a positive integer, found {value!r}")
+    return value
+
+
+def read_config(path: Path, tensors: Tensors) -> _core.ModelConfig:
+    """Sizes of the DiT from `config.json`; the two that are not in it follow from tensor shapes.
+
+    Raises InputError for a key that is missing, of the wrong type or not supported.
+    """
+    raw = read_json(path)
+    for key, expected in _FIXED.items():
+        if key in raw and raw[key] != expected:
+            raise InputError(f"{path}: expected {key} to be {expected!r}, found {raw[key]!r}")
+    config = _core.ModelConfig()
+    for key in _SIZES:
+        if key not in raw and key not in ("freq_dim", "text_len"):
+            raise InputError(f"{path}: expected the key {key}, found none")
+        if key in raw:
+            setattr(config, key, _positive_int(path, key, raw[key]))
+    config.eps = float(raw.get("eps", 1e-6))
+    config.image_dim = _columns(tensors, "img_emb.proj.1.weight", 1)
+    config.audio_dim = _columns(tensors, "audio_proj.proj1_vf.weight", 8)
+    try:
+        config.check()
+    except _core.CoreError as error:
+        raise InputError(f"{path}: {error}") from None
+    return config
+
+
+def _columns(tensors: Tensors, name: str, windows: int) -> int:
+    if name not in tensors:
+        raise InputError(f"{tensors.path}: expected tensor {name}, found none")
+    shape = tensors.shape(name)
+    if len(shape) != 2 or shape[1] == 0 or shape[1] % windows:
+        raise InputError(
+            f"{tensors.file_of(name)}: expected {name} to be a matrix whose columns are a "
+            f"multiple of {windows}, found {list(shape)}"
+        )
+    return int(shape[1]) // windows
+
+
+@dataclass(frozen=True)
+class MemoryPolicy:
+    """How the context of a session is made; the names are those of model-spec's tables."""
+
+    memory: str = "sequential"
+    compress_axis: str = "token"
+    value_filter: str = "key"
+    slots: tuple[int, int, int, int] = RELEASED_SLOTS
+
+
+class Dit:
+    """The weights of a DiT on one device."""
+
+    def __init__(
+        self,
+        device: _core.Device,
+        config: _core.ModelConfig,
+        tensors: Mapping[str, torch.Tensor],
+        precision: str = "fp32",
+    ) -> None:
+        self.device = device
+        self.precision = precision
+        # Kept alive: the runtime reads bf16 weights from this (mapped) memory.
+        self._tensors = {name: tensors[name] for name in _core.expected_tensors(config)}
+        described = {
+            name: (tensor.data_ptr(), _DTYPE_NAMES[tensor.dtype], list(tensor.shape))
+            for name, tensor in self._tensors.items()
+        }
+        self.model = _core.Model(device, config, described, precision)
+
+    @property
+    def config(self) -> _core.ModelConfig:
+        return self.model.config
+
+    @classmethod
+    def load(cls, directory: Path, device: _core.Device, precision: str = "fp32") -> Dit:
+        """Opens `config.json` and the weight files of a checkpoint directory.
+
+        Raises InputError naming the file and tensor before anything large is allocated.
+        """
+        tensors = open_tensors(directory, WEIGHTS_STEM)
+        config = read_config(directory / "config.json", tensors)
+        check_tensors(
+            tensors,
+            {name: tuple(shape) for name, shape in _core.expected_tensors(config).items()},
+            dtypes=set(_DTYPE_NAMES),
+            what="DiT",
+            refuse_extra_prefix=("blocks.",),
+        )
+        return cls(device, config, tensors, precision)
+
+    def open_stream(
+        self,
+        latent_size: tuple[int, int],
+        policy: MemoryPolicy = MemoryPolicy(),
+        audio_guidance: float = 1.0,
+        image_tokens: int = 257,
+    ) -> DitStream:
+        """A new session's state. `latent_size` is (h, w) = picture (height, width) / 8."""
+        return DitStream(self, latent_size, policy, audio_guidance, image_tokens)
+
+    def stream_bytes(
+        self,
+        latent_size: tuple[int, int],
+        policy: MemoryPolicy = MemoryPolicy(),
+        audio_guidance: float = 1.0,
+        image_tokens: int = 257,
+    ) -> int:
+        """Device memory that `open_stream` with these arguments would allocate."""
+        return int(
+            self.model.stream_bytes(*latent_size, policy.slots, audio_guidance, image_tokens)
+        )
+
+
+class DitStream:
+    """One session on a Dit. One thread at a time, except `cancel`."""
+
+    def __init__(
+        self,
+        dit: Dit,
+        latent_size: tuple[int, int],
+        policy: MemoryPolicy,
+        audio_guidance: float,
+        image_tokens: int,
+    ) -> None:
+        self._dit = dit
+        self.latent_size = latent_size
+        try:
+            self._stream = _core.Stream(
+                dit.model,
+                *latent_size,
+                policy.slots,
+                policy.memory,
+                policy.compress_axis,
+                policy.value_filter,
+                audio_guidance,
+                image_tokens,
+            )
+        except _core.CoreError as error:
+            raise InputError(str(error)) from None
+
+    @property
+    def next_block(self) -> int:
+        return int(self._stream.next_block)
+
+    @property
+    def frames_of_next_block(self) -> int:
+        return int(self._stream.frames_of_next_block)
+
+    @property
+    def audio_rows_of_next_block(self) -> int:
+        return int(self._stream.audio_rows_of_next_block)
+
+    @property
+    def device_bytes(self) -> int:
+        return int(self._stream.device_bytes)
+
+    @property
+    def timings(self) -> dict[str, Any]:
+        """Of the last block: `conditioning_ms`, `step_ms` (one per step)."""
+        return dict(self._stream.timings)
+
+    def set_prompt(self, text: torch.Tensor) -> None:
+        """text [tokens, text_dim]: the prompt from the next block on."""
+        self._call(self._stream.set_prompt, _f32(text))
+
+    def set_image(self, features: torch.Tensor, y: torch.Tensor) -> None:
+        """features [tokens, image_dim]; y [in_dim − out_dim, frames, h, w]."""
+        self._call(self._stream.set_image, _f32(features), _f32(y))
+
+    def denoise(
+        self,
+        noise: torch.Tensor,
+        renoise: torch.Tensor,
+        audio: torch.Tensor,
+        *,
+        velocities: np.ndarray[Any, np.dtype[np.float32]] | None = None,
+    ) -> torch.Tensor:
+        """The next block.
+
+        noise [16, n, h, w]; renoise [2, 16, n, h, w]; audio [rows, layers, hidden] or
+        [rows, audio_dim] with `audio_rows_of_next_block` rows. Returns the latent [16, n, h, w]
+        fp32. Raises SessionError after `cancel` or when the result is not finite.
+        """
+        rows = _f32(audio.reshape(audio.shape[0], -1))
+        return torch.from_numpy(
+            self._call(self._stream.denoise, _f32(noise), _f32(renoise), rows, velocities)
+        )
+
+    def cancel(self) -> None:
+        """Makes a running `denoise` raise at its next layer. From any thread."""
+        self._stream.cancel()
+
+    def export_context(self, step: int, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys (un-rotated) and values [context tokens, heads, head_dim] of the next block."""
+        k, v = self._call(self._stream.export_context, step, layer)
+        return torch.from_numpy(k), torch.from_numpy(v)
+
+    @staticmethod
+    def _call(function: Any, *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except (_core.CancelledError, _core.NonFiniteError) as error:
+            raise SessionError(str(error)) from None
+        except _core.CoreError as error:
+            raise LiveActError(str(error)) from None
+
+
+def _f32(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+
+
+def audio_rows(features: torch.Tensor, block: int, frames: int) -> torch.Tensor:
+    """The rows of whole-clip features [S, …] that `block` (of `frames` latent frames) needs.
+
+    Block 0 starts at video frame 0, later ones of 4·frames video frames follow one another; every
+    latent frame looks two features back and two ahead; indices clamp to the clip.
+    """
+    if block == 0:
+        first, count = -2, 4 * frames + 1
+    else:
+        first, count = 4 * frames * (block - 1) + 19, 4 * frames + 4
+    index = torch.arange(first, first + count).clamp(0, features.shape[0] - 1)
+    return features[index]

@@ -1,0 +1,45 @@
+"""Builds the extension module `liveact._core` with CMake and packages OpenBLAS beside it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+import scipy_openblas32
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CMakeBuild(build_ext):
+    """One CMake project, configured once per build folder."""
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        library = next(Path(scipy_openblas32.get_lib_dir()).glob("libscipy_openblas*"))
+        build = ROOT / "build" / f"python-{sys.implementation.cache_tag}"
+        configure = [
+            "cmake",
+            "-G",
+            "Ninja",
+            "-S",
+            str(ROOT),
+            "-B",
+            str(build),
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DLIVEACT_OPENBLAS_INCLUDE={scipy_openblas32.get_include_dir()}",
+            f"-DLIVEACT_OPENBLAS_LIBRARY={library}",
+        ]
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", str(build), "--target", "_core"], check=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(next(build.glob("_core*.so")), target)
+        shutil.copy2(library, target.parent / library.name)
+
+
+setup(ext_modules=[Extension("liveact._core", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -1,0 +1,33 @@
+"""Fixtures shared by all tests: where the recordings are, how relative error is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+GOLDEN = REPOSITORY.parent / "shared" / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder with the recordings of the released model; tests that need it skip without it."""
+    if not GOLDEN.is_dir():
+        pytest.skip(f"recordings of the released model not found: expected the folder {GOLDEN}")
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def load_golden(golden: Path):
+    """Callable: `load_golden("dit/inputs.safetensors")` gives a dict of tensors."""
+    return lambda name: load_file(golden / name)
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """‖actual − expected‖ / ‖expected‖ over the whole tensor, in float64."""
+    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {expected.shape}"
+    actual, expected = actual.double(), expected.double()
+    return ((actual - expected).norm() / expected.norm()).item()
