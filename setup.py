@@ -37,9 +37,12 @@ class CMakeBuild(build_ext):
         ]
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build), "--target", "_core"], check=True)
+        # An editable install imports from the source folder, which OpenBLAS must then be in too.
+        package = ROOT / "engine" / "liveact"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(next(build.glob("_core*.so")), target)
-        shutil.copy2(library, target.parent / library.name)
+        for folder in {target.parent, *([package] if self.editable_mode else [])}:
+            shutil.copy2(library, folder / library.name)
 
 
 setup(ext_modules=[Extension("liveact._core", sources=[])], cmdclass={"build_ext": CMakeBuild})

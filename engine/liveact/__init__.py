@@ -1,1 +1,37 @@
-"""LiveAct engine."""
+"""LiveAct engine: a portrait, live speech and a prompt in; lip-synced video out, in real time.
+
+`Engine` holds a loaded checkpoint, `Session` one speaking portrait, `Chunk` what comes out of it.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from liveact.errors import DeviceError, InputError, LiveActError, SessionError
+
+if TYPE_CHECKING:
+    from liveact.engine import Engine
+    from liveact.session import Chunk, Session
+
+__version__ = version("liveact-engine")
+__all__ = [
+    "Chunk",
+    "DeviceError",
+    "Engine",
+    "InputError",
+    "LiveActError",
+    "Session",
+    "SessionError",
+]
+
+_LAZY = {"Engine": "liveact.engine", "Session": "liveact.session", "Chunk": "liveact.session"}
+
+
+def __getattr__(name: str) -> Any:
+    """torch and the encoders are imported when first needed, not by `import liveact`."""
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'liveact' has no attribute {name!r}")

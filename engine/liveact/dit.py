@@ -87,7 +87,7 @@ def read_config(path: Path, tensors: Tensors) -> _core.ModelConfig:
 
 def _columns(tensors: Tensors, name: str, windows: int) -> int:
     if name not in tensors:
-        raise InputError(f"{tensors.path}: expected tensor {name}, found none")
+        raise InputError(f"{tensors.source}: expected tensor {name}, found none")
     shape = tensors.shape(name)
     if len(shape) != 2 or shape[1] == 0 or shape[1] % windows:
         raise InputError(

@@ -1,0 +1,91 @@
+"""`liveact inspect` and `liveact doctor`: what a checkpoint is and needs, what this machine can do."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from liveact import _core
+from liveact.checkpoint import check_tensors, open_tensors, read_json
+from liveact.devices import cuda_obstacle
+from liveact.dit import WEIGHTS_STEM, Dit, MemoryPolicy, read_config
+from liveact.engine import VAE_FILE
+from liveact.media import check_size
+from liveact.vae import SPATIAL_STRIDE, WanVAE
+
+_PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow", "av", "soxr")
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**28 else f"{num_bytes / 2**20:.1f} MiB"
+
+
+def inspect_checkpoint(
+    directory: Path, size: tuple[int, int], precision: str, audio_guidance: float
+) -> Table:
+    """Sizes, parameter counts and memory of one session. Raises InputError."""
+    width, height = size
+    check_size(width, height)
+    tensors = open_tensors(directory, WEIGHTS_STEM)
+    config = read_config(directory / "config.json", tensors)
+    expected = {name: tuple(shape) for name, shape in _core.expected_tensors(config).items()}
+    check_tensors(
+        tensors,
+        expected,
+        dtypes={torch.bfloat16, torch.float32},
+        what="DiT",
+        refuse_extra_prefix=("blocks.",),
+    )
+    table = Table(title=str(directory), title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("value")
+    if read_json(directory / "config.json").get("_demo"):
+        table.add_row("weights", "random (made by demo-checkpoint): the picture is texture")
+    parameters = sum(tensor.numel() for tensor in (tensors[name] for name in expected))
+    table.add_row("DiT", f"{parameters / 1e6:,.1f} M parameters, {config.num_layers} layers")
+    heads = f"{config.num_heads} heads × {config.dim // config.num_heads}"
+    table.add_row("", f"width {config.dim} = {heads}, FFN {config.ffn_dim}")
+    table.add_row(
+        "VAE", f"{WanVAE.load(directory / VAE_FILE).parameter_count / 1e6:,.1f} M parameters"
+    )
+    tokens = (width // 16) * (height // 16)
+    table.add_row("picture", f"{width}×{height}: {tokens} tokens per latent frame")
+    dit = Dit.load(directory, _core.open_cpu(), precision)
+    latent_size = (height // SPATIAL_STRIDE, width // SPATIAL_STRIDE)
+    stream_bytes = dit.stream_bytes(latent_size, MemoryPolicy(), audio_guidance)
+    table.add_row(f"DiT weights, {precision}", _gib(dit.model.weight_bytes))
+    table.add_row(f"one session, {precision}", f"{_gib(stream_bytes)} beside the weights, constant")
+    return table
+
+
+def doctor() -> Table:
+    """What is usable on this machine, and why not where it is not."""
+    table = Table(title="LiveAct engine", title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("state")
+    table.add_row("version", version("liveact-engine"))
+    table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
+    for package in _PACKAGES:
+        try:
+            table.add_row(package, version(package))
+        except PackageNotFoundError:
+            table.add_row(package, "[red]not installed[/red]")
+    try:
+        _core.open_cpu()
+        threads = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())
+        table.add_row("cpu backend", f"usable: fp32, bf16, fp8 (emulated); {threads} threads")
+    except _core.CoreError as error:
+        table.add_row("cpu backend", f"[red]not usable: {error}[/red]")
+    obstacle = cuda_obstacle()
+    table.add_row("cuda backend", f"not usable: {obstacle}" if obstacle else "usable")
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        table.add_row("CUDA in torch", ", ".join(names))
+    else:
+        table.add_row("CUDA in torch", "no device: VAE and encoders on the CPU")
+    return table

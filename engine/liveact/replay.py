@@ -1,0 +1,187 @@
+"""`liveact replay`: recorded inputs through one part of the model, computed tensors out.
+
+The tensor names are those of the recordings that parity is checked with, so anyone can compare
+their own run of the released code with this engine, or send a report that can be replayed.
+
+    dit       text, clip, audio, y, noise.B, renoise.B.S [text_edit: used in block 3]
+              → velocity.B.S, latent.B, context_k.S.L, context_v.S.L (after the last block)
+    vae       any of image, video, latent → encode_padded_image, encode_video, decode_stream,
+              decode_windowed_B
+    encoders  any of t5.ids + t5.mask, clip.image, wav2vec.speech → t5.output, clip.output,
+              wav2vec.embedding
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from liveact.checkpoint import Tensors, open_tensor_file
+from liveact.devices import Devices
+from liveact.dit import STEPS, Dit, MemoryPolicy, audio_rows
+from liveact.encoders import AudioEncoder, ImageEncoder, TextEncoder
+from liveact.engine import CONDITION_FRAMES, VAE_FILE, WAV2VEC_DIRECTORY
+from liveact.errors import InputError
+from liveact.vae import StreamingDecoder, WanVAE, WindowedDecoder
+
+PARTS = ("dit", "vae", "encoders")
+EDITED_BLOCK = 3  # made with `text_edit` where that is present
+
+
+def replay(
+    part: str,
+    checkpoint: Path,
+    inputs: Path,
+    out: Path,
+    *,
+    devices: Devices,
+    policy: MemoryPolicy = MemoryPolicy(),
+    audio_guidance: float = 1.0,
+    wav2vec: Path | None = None,
+) -> dict[str, torch.Tensor]:
+    """Runs `part` on the tensors of `inputs`, writes `out`, and returns what it wrote.
+
+    Raises InputError for missing or misshapen inputs.
+    """
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: expected the directory {out.parent} to exist")
+    with open_tensor_file(inputs) as given:
+        if part == "dit":
+            results = _replay_dit(checkpoint, given, devices, policy, audio_guidance)
+        elif part == "vae":
+            results = _replay_vae(checkpoint, given, devices)
+        else:
+            results = _replay_encoders(checkpoint, given, devices, wav2vec)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in results.items()}, partial)
+        partial.replace(out)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+    return results
+
+
+def _take(given: Tensors, name: str, shape: tuple[int | None, ...]) -> torch.Tensor:
+    """A tensor of the inputs as fp32; None in `shape` stands for any extent of 1 or more."""
+    if name not in given:
+        raise InputError(f"{given.source}: expected tensor {name}, found none")
+    found = given.shape(name)
+    fits = len(found) == len(shape) and all(
+        f > 0 if e is None else f == e for f, e in zip(found, shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("n" if e is None else str(e) for e in shape)
+        raise InputError(
+            f"{given.file_of(name)}: expected {name} to be [{wanted}], found {list(found)}"
+        )
+    tensor = given[name]
+    if not tensor.is_floating_point():
+        raise InputError(
+            f"{given.file_of(name)}: expected {name} to be floating point, found {tensor.dtype}"
+        )
+    return tensor.float()
+
+
+def _replay_dit(
+    checkpoint: Path,
+    given: Tensors,
+    devices: Devices,
+    policy: MemoryPolicy,
+    audio_guidance: float,
+) -> dict[str, torch.Tensor]:
+    dit = Dit.load(checkpoint, devices.core, devices.precision)
+    config = dit.config
+    channels = config.out_dim
+    y = _take(given, "y", (1, config.in_dim - channels, None, None, None))[0]
+    clip = _take(given, "clip", (1, None, config.image_dim))[0]
+    text = _take(given, "text", (None, config.text_dim))
+    edited = text
+    if "text_edit" in given:
+        edited = _take(given, "text_edit", (None, config.text_dim))
+    audio = _take(given, "audio", (None, None, None)).flatten(1)
+    if audio.shape[1] != config.audio_dim:
+        raise InputError(
+            f"{given.source}: expected audio features of {config.audio_dim} = layers × width, "
+            f"found {audio.shape[1]}"
+        )
+    if "noise.0" not in given:
+        raise InputError(f"{given.source}: expected at least tensor noise.0, found none")
+    h, w = y.shape[2:]
+    stream = dit.open_stream((h, w), policy, audio_guidance, clip.shape[0])
+    stream.set_image(clip, y)
+    results: dict[str, torch.Tensor] = {}
+    block = 0
+    while f"noise.{block}" in given:
+        n = stream.frames_of_next_block
+        shape = (channels, n, h, w)
+        noise = _take(given, f"noise.{block}", shape)
+        renoise = [_take(given, f"renoise.{block}.{step}", shape) for step in range(STEPS - 1)]
+        stream.set_prompt(edited if block == EDITED_BLOCK else text)
+        velocities = np.zeros((STEPS, *shape), np.float32)
+        rows = audio_rows(audio, block, n)
+        latent = stream.denoise(noise, torch.stack(renoise), rows, velocities=velocities)
+        for step in range(STEPS):
+            results[f"velocity.{block}.{step}"] = torch.from_numpy(velocities[step])
+        results[f"latent.{block}"] = latent
+        block += 1
+    for step in range(STEPS):
+        for layer in range(config.num_layers):
+            k, v = stream.export_context(step, layer)
+            results[f"context_k.{step}.{layer}"], results[f"context_v.{step}.{layer}"] = k, v
+    return results
+
+
+def _replay_vae(checkpoint: Path, given: Tensors, devices: Devices) -> dict[str, torch.Tensor]:
+    vae = WanVAE.load(checkpoint / VAE_FILE, devices.vae_torch_device)
+    results: dict[str, torch.Tensor] = {}
+    if "image" in given:
+        image = _take(given, "image", (1, 3, 1, None, None))
+        zeros = torch.zeros(1, 3, CONDITION_FRAMES - 1, *image.shape[3:])
+        results["encode_padded_image"] = vae.encode(torch.cat([image, zeros], dim=2)).cpu()
+    if "video" in given:
+        results["encode_video"] = vae.encode(_take(given, "video", (1, 3, None, None, None))).cpu()
+    if "latent" in given:
+        latent = _take(given, "latent", (1, 16, None, None, None))[0]
+        pieces = StreamingDecoder(vae).decode_block(latent)
+        results["decode_stream"] = torch.cat([p.cpu() for p in pieces], dim=1)[None]
+        windowed = WindowedDecoder(vae)
+        counts = [6] + [8] * ((latent.shape[1] - 6) // 8)
+        if sum(counts) == latent.shape[1]:
+            for block, part in enumerate(latent.split(counts, dim=1)):
+                pieces = windowed.decode_block(part)
+                video = torch.cat([p.cpu() for p in pieces], dim=1)
+                results[f"decode_windowed_{block}"] = video[None]
+    return _not_empty(results, given, "image, video or latent")
+
+
+def _replay_encoders(
+    checkpoint: Path, given: Tensors, devices: Devices, wav2vec: Path | None
+) -> dict[str, torch.Tensor]:
+    device = devices.torch_device
+    results: dict[str, torch.Tensor] = {}
+    if "t5.ids" in given and "t5.mask" in given:
+        encoder = TextEncoder.load(checkpoint, device)
+        results["t5.output"] = encoder.encode_ids(given["t5.ids"], given["t5.mask"]).cpu()
+    if "clip.image" in given:
+        shape = given.shape("clip.image")
+        image = _take(given, "clip.image", (1, 3, *(None for _ in shape[2:])))
+        results["clip.output"] = ImageEncoder.load(checkpoint, device).encode(image).cpu()
+    if "wav2vec.speech" in given:
+        speech = _take(given, "wav2vec.speech", (None,))
+        audio_encoder = AudioEncoder.load(wav2vec or checkpoint / WAV2VEC_DIRECTORY, device)
+        num_features = speech.shape[0] * 25 // 16_000
+        results["wav2vec.embedding"] = audio_encoder.encode(speech, num_features).cpu()
+    return _not_empty(results, given, "t5.ids and t5.mask, clip.image or wav2vec.speech")
+
+
+def _not_empty(
+    results: dict[str, torch.Tensor], given: Tensors, expected: str
+) -> dict[str, torch.Tensor]:
+    if not results:
+        raise InputError(f"{given.source}: expected {expected}, found {', '.join(given)!r:.80}")
+    return results

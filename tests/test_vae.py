@@ -1,0 +1,278 @@
+"""The VAE against the recordings, and that a stream decodes the same however it is cut."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import relative_error
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from liveact.checkpoint import PthTensors, load_pth
+from liveact.errors import InputError
+from liveact.vae import StreamingDecoder, WanVAE, WindowedDecoder, to_uint8
+
+# fp32 results agree with the recordings to about this (golden/README.md).
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Convolutions this small get slower with more threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def vae(golden) -> WanVAE:
+    return WanVAE.load(golden / "vae" / "Wan2.1_VAE.pth")
+
+
+@pytest.fixture(scope="module")
+def inputs(load_golden) -> dict[str, torch.Tensor]:
+    return load_golden("vae/inputs.safetensors")
+
+
+@pytest.fixture(scope="module")
+def outputs(load_golden) -> dict[str, torch.Tensor]:
+    return load_golden("vae/outputs.safetensors")
+
+
+@pytest.fixture(scope="module")
+def latent(inputs) -> torch.Tensor:
+    return inputs["latent"][0]  # [16, 22, 4, 6]
+
+
+def joined(pieces) -> torch.Tensor:
+    return torch.cat(list(pieces), dim=1)  # [3, t, H, W]
+
+
+# ---------------------------------------------------------------------------------- parity
+
+
+def test_encodes_as_recorded(vae, inputs, outputs):
+    padded = torch.cat([inputs["image"], torch.zeros(1, 3, 52, 32, 48)], dim=2)
+    assert relative_error(vae.encode(padded), outputs["encode_padded_image"]) < TOLERANCE
+    assert relative_error(vae.encode(inputs["video"]), outputs["encode_video"]) < TOLERANCE
+
+
+def test_decodes_a_stream_as_recorded(vae, latent, outputs):
+    video = joined(StreamingDecoder(vae).decode_block(latent))
+    assert relative_error(video, outputs["decode_stream"][0]) < TOLERANCE
+
+
+def test_decodes_windows_as_recorded(vae, latent, outputs):
+    decoder = WindowedDecoder(vae)
+    for block, latents in enumerate(latent.split([6, 8, 8], dim=1)):
+        video = joined(decoder.decode_block(latents))
+        assert relative_error(video, outputs[f"decode_windowed_{block}"][0]) < TOLERANCE
+
+
+# ------------------------------------------------------------------------------- streaming
+
+
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(cuts=st.lists(st.integers(1, 3), min_size=1, max_size=6))
+def test_any_split_decodes_the_same(vae, latent, outputs, cuts):
+    latents = latent[:, : sum(cuts)]
+    decoder = StreamingDecoder(vae)
+    pieces = [list(decoder.decode_block(block)) for block in latents.split(cuts, dim=1)]
+    assert [len(block) for block in pieces] == cuts
+    whole = list(StreamingDecoder(vae).decode_block(latents))
+    flat = [piece for block in pieces for piece in block]
+    assert [piece.shape[1] for piece in flat] == [1, *[4] * (sum(cuts) - 1)]
+    assert all(torch.equal(a, b) for a, b in zip(flat, whole, strict=True))
+
+
+def test_streams_do_not_mix(vae, latent):
+    a, b = StreamingDecoder(vae), StreamingDecoder(vae)
+    flipped = latent.flip(1)
+    mixed = zip(a.decode_block(latent[:, :3]), b.decode_block(flipped[:, :3]), strict=True)
+    first, second = (list(pieces) for pieces in zip(*mixed, strict=True))
+    assert torch.equal(joined(first), joined(StreamingDecoder(vae).decode_block(latent[:, :3])))
+    assert torch.equal(joined(second), joined(StreamingDecoder(vae).decode_block(flipped[:, :3])))
+
+
+def test_pieces_come_one_by_one(vae, latent):
+    """Taking two of three pieces moves the state two frames on, not three."""
+    state = vae.open_decoder()
+    pieces = vae.decode(latent[:, :3], state)
+    taken = [next(pieces), next(pieces)]
+    taken += vae.decode(latent[:, 2:3], state)
+    assert torch.equal(joined(taken), joined(vae.decode(latent[:, :3], vae.open_decoder())))
+
+
+@pytest.mark.parametrize("decoder_type", [StreamingDecoder, WindowedDecoder])
+def test_reset_starts_a_new_video(vae, latent, decoder_type):
+    decoder = decoder_type(vae)
+    first = joined(decoder.decode_block(latent[:, :2]))
+    again = joined(decoder.decode_block(latent[:, :2]))
+    assert again.shape[1] == 8 and first.shape[1] == 5
+    decoder.reset()
+    assert torch.equal(joined(decoder.decode_block(latent[:, :2])), first)
+    decoder.reset()
+    assert joined(decoder.decode_block(latent[:, :1, :2, :2])).shape == (3, 1, 16, 16)
+
+
+def test_memory_does_not_grow(vae, latent):
+    state = vae.open_decoder()
+    sizes = []
+    for _ in vae.decode(latent[:, :6], state):
+        sizes.append(state.size_bytes)
+        # No cache may be a view into something larger.
+        held = sum(frames.untyped_storage().nbytes() for frames in state.past.values())
+        assert held == state.size_bytes
+    assert sizes[0] > 0 and len(set(sizes)) == 1
+
+
+def test_encoding_is_causal(vae, inputs):
+    video = inputs["video"]
+    whole = vae.encode(video)
+    assert torch.allclose(vae.encode(video[:, :, :5]), whole[:, :, :2], rtol=0, atol=1e-6)
+    assert vae.encode(video[:, :, :1]).shape == (1, 16, 1, 4, 6)
+
+
+def test_bf16_costs_what_its_roundings_cost(golden, latent, outputs):
+    """At most twice the error of the fp32 VAE with each layer's output rounded to bf16."""
+
+    def error(decoded: WanVAE) -> float:
+        video = joined(StreamingDecoder(decoded).decode_block(latent[:, :2]))
+        assert video.dtype == torch.float32
+        return relative_error(video, outputs["decode_stream"][0, :, :5])
+
+    path = golden / "vae" / "Wan2.1_VAE.pth"
+    rounding = WanVAE.load(path)
+    for module in rounding.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda module, inputs, out: out.bfloat16().float())
+    assert TOLERANCE < error(WanVAE.load(path, dtype=torch.bfloat16)) < 2 * error(rounding)
+
+
+# --------------------------------------------------------------------------------- loading
+
+
+def widened(state: dict[str, torch.Tensor], factor: int) -> PthTensors:
+    """The tensors of a VAE `factor` times as wide, without data: pictures and latents stay."""
+    fixed_in = {"encoder.conv1.weight", "decoder.conv1.weight"}
+    fixed_out = ("encoder.head.2.", "decoder.head.2.")
+    wide = {}
+    for name, tensor in state.items():
+        shape = list(tensor.shape)
+        if not name.startswith(("conv1.", "conv2.", *fixed_out)):
+            shape[0] *= factor
+        if name.endswith(".weight") and name not in fixed_in and not name.startswith("conv"):
+            shape[1] *= factor
+        wide[name] = torch.empty(shape, dtype=tensor.dtype, device="meta")
+    return PthTensors(wide, Path("wide.pth"))
+
+
+def test_sizes_come_from_the_tensors(golden, vae):
+    state = load_pth(golden / "vae" / "Wan2.1_VAE.pth")
+    assert vae.parameter_count == sum(tensor.numel() for tensor in state.values())
+    # The released width. 126 892 531 is the released model's count of parameters.
+    wide = WanVAE.from_tensors(widened(state, 12), "meta", torch.bfloat16)
+    assert wide.parameter_count == 126_892_531
+
+
+def without(*names: str):
+    def change(state: dict[str, torch.Tensor]) -> None:
+        for name in names:
+            del state[name]
+
+    return change
+
+
+def with_tensor(name: str, tensor: torch.Tensor):
+    return lambda state: state.update({name: tensor})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("conv2.bias"), "expected tensor 'conv2.bias' of shape [16], found none"),
+        (
+            without("decoder.upsamples.2.residual.2.weight"),
+            "expected tensor 'decoder.upsamples.2.residual.2.weight' of shape "
+            "[2..16384, _, _, _, _], found none of this name",
+        ),
+        (
+            without(
+                "encoder.downsamples.5.time_conv.weight", "encoder.downsamples.5.time_conv.bias"
+            ),
+            "expected under 'encoder.downsamples.' a stride of 8 in space and 4 in time, "
+            "found 8 and 2",
+        ),
+        (
+            with_tensor("encoder.middle.1.proj.weight", torch.zeros(32, 16, 1, 1)),
+            "tensor 'encoder.middle.1.proj.weight': expected shape [32, 32, 1, 1], "
+            "found [32, 16, 1, 1]",
+        ),
+        (
+            with_tensor("encoder.conv1.weight", torch.zeros(8, 3, 3)),
+            "expected tensor 'encoder.conv1.weight' of shape [2..16384, _, _, _, _], "
+            "found shape [8, 3, 3]",
+        ),
+        (
+            with_tensor("decoder.conv1.bias", torch.zeros(32, dtype=torch.int8)),
+            "tensor 'decoder.conv1.bias': expected dtype",
+        ),
+        (
+            with_tensor("decoder.middle.3.norm.gamma", torch.zeros(32, 1, 1)),
+            "found tensor 'decoder.middle.3.norm.gamma'",
+        ),
+    ],
+)
+def test_incomplete_checkpoint_is_refused(golden, tmp_path, change, message):
+    state = dict(load_pth(golden / "vae" / "Wan2.1_VAE.pth"))
+    change(state)
+    torch.save(state, tmp_path / "vae.pth")
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        WanVAE.load(tmp_path / "vae.pth")
+    assert str(tmp_path / "vae.pth") in str(caught.value)
+
+
+# --------------------------------------------------------------------------------- corners
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 2, 16, 16), (1, 3, 1, 16, 20), (3, 1, 16, 16), (1, 3, 0, 16, 16)]
+)
+def test_wrong_video_is_refused(vae, shape):
+    with pytest.raises(InputError, match=re.escape(f"found {list(shape)}")):
+        vae.encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("decoder_type", [StreamingDecoder, WindowedDecoder])
+def test_wrong_latents_are_refused(vae, latent, decoder_type):
+    decoder = decoder_type(vae)
+    for wrong in (latent[:8], latent[:, :0], latent[None], latent[0, 0, 0]):
+        with pytest.raises(InputError, match=re.escape(f"found {list(wrong.shape)}")):
+            decoder.decode_block(wrong)
+    list(decoder.decode_block(latent[:, :1]))
+    with pytest.raises(InputError, match=re.escape("(4, 6) as before, found (2, 6)")):
+        decoder.decode_block(latent[:, :1, :2])
+
+
+def test_pictures_round_half_to_even_and_clamp():
+    # Exactly representable in fp32, so that halves are halves.
+    values = torch.tensor([-7.0, -1.0, -0.5, 0.0, 0.5, 1.0, 7.0])
+    scaled = np.clip(values.numpy(), -1, 1) * 127.5 + 127.5  # 63.75, 127.5, 191.25 inside
+    frames = values.expand(3, 2, 1, 7).clone()
+    frames[1] = 1.0
+    pictures = to_uint8(frames)
+    assert pictures.shape == (2, 1, 7, 3) and pictures.dtype == np.uint8
+    assert pictures.flags.c_contiguous
+    assert pictures[0, 0, :, 0].tolist() == np.rint(scaled).astype(int).tolist()
+    assert pictures[0, 0, 3, 0] == 128  # 127.5 → even
+    assert (pictures[..., 1] == 255).all()
+    assert to_uint8(torch.full((3, 1, 1, 1), 1 / 51 - 1.0))[0, 0, 0, 0] == 2  # 2.5 → even
+    with pytest.raises(InputError, match=r"found \[1, 2, 1, 7\]"):
+        to_uint8(frames[:1])
