@@ -171,19 +171,24 @@ PYBIND11_MODULE(_core, m) {
              return std::make_shared<Model>(std::move(device), config, host, policy);
            }),
            py::arg("device"), py::arg("config"), py::arg("tensors"), py::arg("precision"))
-      .def_property_readonly("config", &Model::config)
-      .def_property_readonly("weight_bytes", &Model::weight_bytes)
-      .def(
-          "stream_bytes",
-          [](std::shared_ptr<Model> model, int64_t latent_height, int64_t latent_width,
-             const std::array<int, 4>& slots, float audio_guidance, int64_t max_image_tokens) {
-            return Stream::required_bytes(
-                std::move(model), stream_options(latent_height, latent_width, slots, "sequential",
-                                                 "token", "key", audio_guidance, max_image_tokens));
-          },
-          py::arg("latent_height"), py::arg("latent_width"), py::arg("slots"),
-          py::arg("audio_guidance"), py::arg("max_image_tokens"),
-          "Device memory that a stream of these sizes needs, without making one.");
+      .def_property_readonly("config", &Model::config);
+  m.def(
+      "required_bytes",
+      [](Device& device, const ModelConfig& config, const std::string& precision,
+         const std::string& stored, int64_t latent_height, int64_t latent_width,
+         const std::array<int, 4>& slots, float audio_guidance, int64_t max_image_tokens) {
+        config.check();
+        const Precision policy = Precision::uniform(dtype_from_name(precision), config.num_layers);
+        const StreamOptions options =
+            stream_options(latent_height, latent_width, slots, "sequential", "token", "key",
+                           audio_guidance, max_image_tokens);
+        return std::make_pair(weight_bytes(config, policy, dtype_from_name(stored)),
+                              Stream::required_bytes(device, config, policy, options));
+      },
+      py::arg("device"), py::arg("config"), py::arg("precision"), py::arg("stored"),
+      py::arg("latent_height"), py::arg("latent_width"), py::arg("slots"),
+      py::arg("audio_guidance"), py::arg("max_image_tokens"),
+      "(bytes of the weights, bytes of a stream) on the device, from sizes alone.");
 
   py::class_<PyStream>(m, "Stream", "One session's state on a model.")
       .def(py::init([](std::shared_ptr<Model> model, int64_t latent_height, int64_t latent_width,

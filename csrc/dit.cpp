@@ -8,8 +8,8 @@ namespace liveact {
 
 void Stream::velocity(Pass& pass, int step, bool with_audio) {
   const Model& model = *model_;
-  const ModelConfig& c = model.config();
-  const DType plain = model.precision().activations;
+  const ModelConfig& c = config_;
+  const DType plain = precision_.activations;
   const int64_t n = frames_of_next_block();
   const int64_t m = n * tokens_per_frame();
   const int64_t h = options_.latent_height;
@@ -24,7 +24,7 @@ void Stream::velocity(Pass& pass, int step, bool with_audio) {
   for (int64_t i = 0; i < c.num_layers; ++i) {
     if (cancelled_) throw CancelledError("denoise: cancelled");
     const Layer& layer = model.layers[i];
-    const LayerPrecision& p = model.precision().layers[i];
+    const LayerPrecision& p = precision_.layers[i];
     self_attention_layer(layer, p, pass, step, i);
     cross_attention_layer(layer, p, i);
     if (with_audio) audio_layer(layer, p, pass, i);
@@ -43,8 +43,8 @@ void Stream::velocity(Pass& pass, int step, bool with_audio) {
 // block, which reads nothing but what is here now.
 void Stream::self_attention_layer(const Layer& layer, const LayerPrecision& p, Pass& pass, int step,
                                   int64_t index) {
-  const ModelConfig& c = model_->config();
-  const DType plain = model_->precision().activations;
+  const ModelConfig& c = config_;
+  const DType plain = precision_.activations;
   const StepConstants& constants = layer.steps[step];
   const int64_t m = x_.rows;
   const int64_t first_slot = options_.slots.first_slot_of_block(block_);
@@ -87,8 +87,8 @@ void Stream::self_attention_layer(const Layer& layer, const LayerPrecision& p, P
 
 // x += O(Attn(RMS(q(n3)), text) + Attn(RMS(q(n3)), image)), n3 = affine LN(x).
 void Stream::cross_attention_layer(const Layer& layer, const LayerPrecision& p, int64_t index) {
-  const ModelConfig& c = model_->config();
-  const DType plain = model_->precision().activations;
+  const ModelConfig& c = config_;
+  const DType plain = precision_.activations;
   const int64_t m = x_.rows;
   const Rows normed = normed_.as(m, c.dim, p.cross_q);
   const Rows q = wide_.as(m, c.dim, plain);
@@ -106,8 +106,8 @@ void Stream::cross_attention_layer(const Layer& layer, const LayerPrecision& p, 
 // block 0.
 void Stream::audio_layer(const Layer& layer, const LayerPrecision& p, const Pass& pass,
                          int64_t index) {
-  const ModelConfig& c = model_->config();
-  const DType plain = model_->precision().activations;
+  const ModelConfig& c = config_;
+  const DType plain = precision_.activations;
   // The projection has a bias, so the rows of latent frame 0 are left out altogether.
   const int64_t skipped = block_ == 0 ? tokens_per_frame() : 0;
   const int64_t n = frames_of_next_block() - (block_ == 0 ? 1 : 0);
@@ -128,8 +128,8 @@ void Stream::audio_layer(const Layer& layer, const LayerPrecision& p, const Pass
 
 // x += gate1 · W2·GELU_tanh(W1·(LN(x)·(1 + scale1) + shift1)).
 void Stream::ffn_layer(const Layer& layer, const LayerPrecision& p, int step) {
-  const ModelConfig& c = model_->config();
-  const DType plain = model_->precision().activations;
+  const ModelConfig& c = config_;
+  const DType plain = precision_.activations;
   const StepConstants& constants = layer.steps[step];
   const int64_t m = x_.rows;
   const Rows normed = normed_.as(m, c.dim, p.ffn_up);

@@ -78,6 +78,29 @@ std::vector<TensorSpec> expected_tensors(const ModelConfig& c) {
   return specs;
 }
 
+int64_t weight_bytes(const ModelConfig& c, const Precision& precision, DType stored) {
+  // As in Loader::linear: fp8 and bf16 are what the policy says, fp32 keeps the stored format.
+  const auto bytes = [&](DType dtype, int64_t n, int64_t k) {
+    const int64_t element = size_bytes(dtype == DType::f32 ? stored : dtype);
+    return n * k * element + (dtype == DType::f8 ? 4 * n : 0);
+  };
+  const DType plain = precision.activations;
+  const int64_t d = c.dim;
+  int64_t total = bytes(plain, d, 4 * c.in_dim) + bytes(plain, d, c.text_dim) + bytes(plain, d, d) +
+                  bytes(plain, c.image_dim, c.image_dim) + bytes(plain, d, c.image_dim) +
+                  bytes(plain, c.intermediate_dim, kAudioWindow * c.audio_dim) +
+                  bytes(plain, c.intermediate_dim, c.intermediate_dim) +
+                  bytes(plain, c.context_tokens * c.output_dim, c.intermediate_dim) +
+                  bytes(plain, 4 * c.out_dim, d);
+  for (const LayerPrecision& p : precision.layers) {
+    total += bytes(p.self_qkv, 3 * d, d) + bytes(p.self_o, d, d) + bytes(p.cross_q, d, d) +
+             bytes(p.cross_o, d, d) + 4 * bytes(plain, d, d) + bytes(p.audio_q, d, d) +
+             bytes(plain, 2 * d, c.output_dim) + bytes(p.audio_o, d, d) +
+             bytes(p.ffn_up, c.ffn_dim, d) + bytes(p.ffn_down, d, c.ffn_dim);
+  }
+  return total;
+}
+
 Precision Precision::uniform(DType dtype, int64_t num_layers) {
   return {dtype == DType::f32 ? DType::f32 : DType::bf16,
           std::vector<LayerPrecision>(num_layers, LayerPrecision::uniform(dtype))};
@@ -192,7 +215,6 @@ class Model::Loader {
     if (weight.dtype == DType::f8) weight.scale = upload(scale);
     result.scale = weight.scale;
     result.bias = upload(bias);
-    model_.weight_bytes_ += weight.n * weight.k * size_bytes(weight.dtype);
     host_scale_ = scale;
     host_bias_ = bias;
     return result;

@@ -112,6 +112,9 @@ struct Layer {
   StepConstants steps[kSteps];
 };
 
+// Bytes that the weights of all layers take on a device, from shapes alone (fp8 scales included).
+int64_t weight_bytes(const ModelConfig& config, const Precision& precision, DType stored);
+
 class Model {
  public:
   // Throws Error naming the tensor that is missing or of another shape.
@@ -121,7 +124,6 @@ class Model {
   Device& device() const { return *device_; }
   const ModelConfig& config() const { return config_; }
   const Precision& precision() const { return precision_; }
-  int64_t weight_bytes() const { return weight_bytes_; }  // on the device, mapped ones included
 
   Linear patch_embedding, text_in, text_out, image_in, image_out, head;
   Linear audio_window, audio_hidden, audio_out;  // proj1_vf, proj2, proj3
@@ -135,7 +137,6 @@ class Model {
   std::shared_ptr<Device> device_;
   ModelConfig config_;
   Precision precision_;
-  int64_t weight_bytes_ = 0;
   std::vector<Buffer> buffers_;
 };
 

@@ -39,18 +39,24 @@ void check_options(const ModelConfig& config, const StreamOptions& options) {
 }  // namespace
 
 Stream::Stream(std::shared_ptr<const Model> model, const StreamOptions& options)
-    : Stream(std::move(model), options, false) {}
+    : Stream(model->device(), model->config(), model->precision(), model, options) {}
 
-int64_t Stream::required_bytes(std::shared_ptr<const Model> model, const StreamOptions& options) {
-  return Stream(std::move(model), options, true).device_bytes();
+int64_t Stream::required_bytes(Device& device, const ModelConfig& config,
+                               const Precision& precision, const StreamOptions& options) {
+  return Stream(device, config, precision, nullptr, options).device_bytes();
 }
 
-Stream::Stream(std::shared_ptr<const Model> model, const StreamOptions& options, bool planning)
-    : model_(std::move(model)), options_(options), planning_(planning) {
-  const ModelConfig& c = model_->config();
+Stream::Stream(Device& device, const ModelConfig& config, const Precision& precision,
+               std::shared_ptr<const Model> model, const StreamOptions& options)
+    : device_(device),
+      config_(config),
+      precision_(precision),
+      model_(std::move(model)),
+      options_(options) {
+  const ModelConfig& c = config_;
   check_options(c, options);
   const SlotCounts& slots = options.slots;
-  const DType plain = model_->precision().activations;
+  const DType plain = precision_.activations;
   make_rope();
   const int64_t frame = tokens_per_frame();
   const int64_t most_frames = std::max(slots.first_block(), slots.current);
@@ -114,9 +120,9 @@ Stream::Stream(std::shared_ptr<const Model> model, const StreamOptions& options,
       std::max(slots.context() * frame + m, text_capacity_ + options.max_image_tokens);
   limits.max_keys = std::max(limits.max_keys, c.context_tokens);
   limits.head_dim = c.head_dim();
-  device_bytes_ += model_->device().ops_bytes(limits);
-  if (planning_) return;
-  ops_ = model_->device().open_ops(limits);
+  device_bytes_ += device_.ops_bytes(limits);
+  if (model_ == nullptr) return;
+  ops_ = device_.open_ops(limits);
   upload_rope();
   if (guided()) {
     const std::vector<float> silence(audio_rows * c.audio_dim, 0.0f);
@@ -126,8 +132,8 @@ Stream::Stream(std::shared_ptr<const Model> model, const StreamOptions& options,
 
 void* Stream::allocate(int64_t bytes) {
   device_bytes_ += bytes;
-  if (planning_) return nullptr;
-  buffers_.emplace_back(model_->device(), bytes);
+  if (model_ == nullptr) return nullptr;
+  buffers_.emplace_back(device_, bytes);
   return buffers_.back().data();
 }
 
@@ -140,7 +146,7 @@ Rows Stream::make_rows(int64_t rows, int64_t cols, DType dtype) {
 }
 
 KvSegment Stream::kv_segment(int64_t tokens, DType dtype, float* v_scale) {
-  const ModelConfig& c = model_->config();
+  const ModelConfig& c = config_;
   KvSegment segment{.dtype = dtype,
                     .heads = c.num_heads,
                     .tokens = tokens,
@@ -153,14 +159,14 @@ KvSegment Stream::kv_segment(int64_t tokens, DType dtype, float* v_scale) {
 }
 
 void Stream::make_pass(Pass& pass, int first_step, int64_t audio_frames) {
-  const ModelConfig& c = model_->config();
-  const DType plain = model_->precision().activations;
+  const ModelConfig& c = config_;
+  const DType plain = precision_.activations;
   const int64_t tokens = options_.slots.context() * tokens_per_frame();
   pass.contexts.resize(kSteps * c.num_layers);
   for (int step = first_step; step < kSteps; ++step) {
     for (int64_t i = 0; i < c.num_layers; ++i) {
       auto* v_scale = static_cast<float*>(allocate(4 * c.num_heads));
-      const DType attention = model_->precision().layers[i].attention;
+      const DType attention = precision_.layers[i].attention;
       pass.contexts[step * c.num_layers + i] = kv_segment(tokens, attention, v_scale);
     }
   }
@@ -171,7 +177,7 @@ void Stream::make_pass(Pass& pass, int first_step, int64_t audio_frames) {
 }
 
 void Stream::make_rope() {
-  const int64_t pairs = model_->config().head_dim() / 2;
+  const int64_t pairs = config_.head_dim() / 2;
   rope_.pairs_row = rope_.pairs_col = static_cast<int>(pairs / 3);
   rope_.pairs_frame = static_cast<int>(pairs - 2 * (pairs / 3));
   rope_.grid_rows = static_cast<int>(options_.latent_height / 2);
@@ -205,8 +211,8 @@ void Stream::upload_rope() {
 
 void Stream::set_prompt(const float* text, int64_t tokens) {
   const Model& model = *model_;
-  const ModelConfig& c = model.config();
-  const DType plain = model.precision().activations;
+  const ModelConfig& c = config_;
+  const DType plain = precision_.activations;
   LIVEACT_CHECK(tokens >= 1 && tokens <= c.text_len, "set_prompt: expected 1 to ", c.text_len,
                 " tokens, got ", tokens);
   // The last row is the padding row: all zeros going in, and one key for all of them coming out.
@@ -233,8 +239,8 @@ void Stream::set_prompt(const float* text, int64_t tokens) {
 
 void Stream::set_image(const float* features, int64_t tokens, const float* y, int64_t frames) {
   const Model& model = *model_;
-  const ModelConfig& c = model.config();
-  const DType plain = model.precision().activations;
+  const ModelConfig& c = config_;
+  const DType plain = precision_.activations;
   LIVEACT_CHECK(block_ == 0, "set_image: expected before the first block, got block ", block_);
   LIVEACT_CHECK(tokens >= 1 && tokens <= options_.max_image_tokens, "set_image: expected 1 to ",
                 options_.max_image_tokens, " image tokens, got ", tokens);
@@ -266,12 +272,12 @@ void Stream::set_image(const float* features, int64_t tokens, const float* y, in
 
 void Stream::project_kv(const Rows& context, const Linear& key, const Norm& key_norm,
                         const Linear& value, const KvSegment& segment) {
-  const DType plain = model_->precision().activations;
-  const int64_t dim = model_->config().dim;
+  const DType plain = precision_.activations;
+  const int64_t dim = config_.dim;
   const Rows k = wide_.as(context.rows, dim, plain);
   const Rows v = normed_.as(context.rows, dim, plain);
   ops_->linear(context, key.weight, key.epilogue(), k);
-  ops_->rms_norm(k, key_norm.gain, model_->config().eps, k);
+  ops_->rms_norm(k, key_norm.gain, config_.eps, k);
   ops_->linear(context, value.weight, value.epilogue(), v);
   ops_->store_kv(k, v, segment);
 }
@@ -281,8 +287,8 @@ void Stream::project_kv(const Rows& context, const Linear& key, const Norm& key_
 void Stream::project_audio(const float* features, int64_t feature_rows, int64_t first_row,
                            int64_t frames, Pass& pass) {
   const Model& model = *model_;
-  const ModelConfig& c = model.config();
-  const DType plain = model.precision().activations;
+  const ModelConfig& c = config_;
+  const DType plain = precision_.activations;
   const Rows in = cond_in_.as(feature_rows, c.audio_dim, DType::f32);
   ops_->upload(in.data, features, 4 * feature_rows * c.audio_dim);
   const Rows rows = plain == DType::f32 ? in : cond_a_.as(feature_rows, c.audio_dim, plain);
@@ -317,7 +323,7 @@ void Stream::denoise(const float* noise, const float* renoise, const float* audi
                 "denoise: expected set_prompt and set_image before the first block");
   LIVEACT_CHECK(!failed_, "denoise: expected a working stream, got one that failed before");
   failed_ = true;  // until the block is complete
-  const ModelConfig& c = model_->config();
+  const ModelConfig& c = config_;
   const int64_t n = frames_of_next_block();
   const int64_t size = c.out_dim * n * options_.latent_height * options_.latent_width;
   Stopwatch watch;
@@ -355,11 +361,11 @@ void Stream::denoise(const float* noise, const float* renoise, const float* audi
 }
 
 void Stream::export_context(int step, int64_t layer, float* k, float* v) {
-  LIVEACT_CHECK(step >= 0 && step < kSteps && layer >= 0 && layer < model_->config().num_layers,
+  LIVEACT_CHECK(step >= 0 && step < kSteps && layer >= 0 && layer < config_.num_layers,
                 "export_context: expected step 0..2 and a layer of the model, got ", step, ", ",
                 layer);
   LIVEACT_CHECK(block_ > 0, "export_context: expected at least one block, got none");
-  const KvSegment& context = main_.contexts[step * model_->config().num_layers + layer];
+  const KvSegment& context = main_.contexts[step * config_.num_layers + layer];
   ops_->export_kv(context, rope_, 0, k, v);
 }
 

@@ -40,7 +40,8 @@ class Stream {
   Stream(std::shared_ptr<const Model> model, const StreamOptions& options);
 
   // Bytes of device memory that a stream with these options allocates in all.
-  static int64_t required_bytes(std::shared_ptr<const Model> model, const StreamOptions& options);
+  static int64_t required_bytes(Device& device, const ModelConfig& config,
+                                const Precision& precision, const StreamOptions& options);
 
   // text [tokens, text_dim], 1 <= tokens <= text_len: replaces the prompt from the next block on.
   void set_prompt(const float* text, int64_t tokens);
@@ -83,8 +84,9 @@ class Stream {
     int64_t audio_frames = 0;         // latent frames in audio_kv; 1 = the same for all
   };
 
-  // With `planning` nothing is allocated, only counted.
-  Stream(std::shared_ptr<const Model> model, const StreamOptions& options, bool planning);
+  // Without a model nothing is allocated, only counted.
+  Stream(Device& device, const ModelConfig& config, const Precision& precision,
+         std::shared_ptr<const Model> model, const StreamOptions& options);
 
   bool guided() const { return options_.audio_guidance != 1.0f; }
   void* allocate(int64_t bytes);
@@ -105,9 +107,11 @@ class Stream {
   void audio_layer(const Layer& layer, const LayerPrecision& p, const Pass& pass, int64_t index);
   void ffn_layer(const Layer& layer, const LayerPrecision& p, int step);
 
+  Device& device_;
+  const ModelConfig config_;
+  const Precision precision_;
   std::shared_ptr<const Model> model_;
   StreamOptions options_;
-  bool planning_ = false;
   std::unique_ptr<Ops> ops_;
   std::vector<Buffer> buffers_;
   int64_t device_bytes_ = 0;

@@ -158,18 +158,6 @@ class Dit:
         """A new session's state. `latent_size` is (h, w) = picture (height, width) / 8."""
         return DitStream(self, latent_size, policy, audio_guidance, image_tokens)
 
-    def stream_bytes(
-        self,
-        latent_size: tuple[int, int],
-        policy: MemoryPolicy = MemoryPolicy(),
-        audio_guidance: float = 1.0,
-        image_tokens: int = 257,
-    ) -> int:
-        """Device memory that `open_stream` with these arguments would allocate."""
-        return int(
-            self.model.stream_bytes(*latent_size, policy.slots, audio_guidance, image_tokens)
-        )
-
 
 class DitStream:
     """One session on a Dit. One thread at a time, except `cancel`."""

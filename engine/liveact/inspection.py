@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +14,8 @@ from rich.table import Table
 from liveact import _core
 from liveact.checkpoint import check_tensors, open_tensors, read_json
 from liveact.devices import cuda_obstacle
-from liveact.dit import WEIGHTS_STEM, Dit, MemoryPolicy, read_config
+from liveact.dit import RELEASED_SLOTS, WEIGHTS_STEM, read_config
+from liveact.encoders import ImageEncoder
 from liveact.engine import VAE_FILE
 from liveact.media import check_size
 from liveact.vae import SPATIAL_STRIDE, WanVAE
@@ -46,7 +48,7 @@ def inspect_checkpoint(
     table.add_column("value")
     if read_json(directory / "config.json").get("_demo"):
         table.add_row("weights", "random (made by demo-checkpoint): the picture is texture")
-    parameters = sum(tensor.numel() for tensor in (tensors[name] for name in expected))
+    parameters = sum(math.prod(shape) for shape in expected.values())
     table.add_row("DiT", f"{parameters / 1e6:,.1f} M parameters, {config.num_layers} layers")
     heads = f"{config.num_heads} heads × {config.dim // config.num_heads}"
     table.add_row("", f"width {config.dim} = {heads}, FFN {config.ffn_dim}")
@@ -55,10 +57,20 @@ def inspect_checkpoint(
     )
     tokens = (width // 16) * (height // 16)
     table.add_row("picture", f"{width}×{height}: {tokens} tokens per latent frame")
-    dit = Dit.load(directory, _core.open_cpu(), precision)
     latent_size = (height // SPATIAL_STRIDE, width // SPATIAL_STRIDE)
-    stream_bytes = dit.stream_bytes(latent_size, MemoryPolicy(), audio_guidance)
-    table.add_row(f"DiT weights, {precision}", _gib(dit.model.weight_bytes))
+    stored = "bf16" if tensors.dtype("head.head.weight") == torch.bfloat16 else "fp32"
+    image_tokens = ImageEncoder.load(directory).tokens
+    weight_bytes, stream_bytes = _core.required_bytes(
+        _core.open_cpu(),
+        config,
+        precision,
+        stored,
+        *latent_size,
+        RELEASED_SLOTS,
+        audio_guidance,
+        image_tokens,
+    )
+    table.add_row(f"DiT weights, {precision}", _gib(weight_bytes))
     table.add_row(f"one session, {precision}", f"{_gib(stream_bytes)} beside the weights, constant")
     return table
 

@@ -1,0 +1,98 @@
+"""Types of the extension module; what each thing does is said in csrc/ and bindings/module.cpp."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_Array = npt.NDArray[np.float32]
+
+class CoreError(RuntimeError): ...
+class NonFiniteError(CoreError): ...
+class CancelledError(CoreError): ...
+
+class Device:
+    @property
+    def name(self) -> str: ...
+    @property
+    def allocated_bytes(self) -> int: ...
+    @property
+    def allocation_count(self) -> int: ...
+
+def open_cpu() -> Device: ...
+
+class ModelConfig:
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    in_dim: int
+    out_dim: int
+    text_dim: int
+    text_len: int
+    freq_dim: int
+    intermediate_dim: int
+    output_dim: int
+    context_tokens: int
+    image_dim: int
+    audio_dim: int
+    eps: float
+    def check(self) -> None: ...
+
+def expected_tensors(config: ModelConfig) -> dict[str, list[int]]: ...
+def update_table(
+    slots: tuple[int, int, int, int], memory: str, block: int
+) -> dict[int, list[int]]: ...
+def required_bytes(
+    device: Device,
+    config: ModelConfig,
+    precision: str,
+    stored: str,
+    latent_height: int,
+    latent_width: int,
+    slots: tuple[int, int, int, int],
+    audio_guidance: float,
+    max_image_tokens: int,
+) -> tuple[int, int]: ...
+
+class Model:
+    def __init__(
+        self,
+        device: Device,
+        config: ModelConfig,
+        tensors: dict[str, tuple[int, str, list[int]]],
+        precision: str,
+    ) -> None: ...
+    @property
+    def config(self) -> ModelConfig: ...
+
+class Stream:
+    def __init__(
+        self,
+        model: Model,
+        latent_height: int,
+        latent_width: int,
+        slots: tuple[int, int, int, int],
+        memory: str,
+        compress_axis: str,
+        value_filter: str,
+        audio_guidance: float,
+        max_image_tokens: int,
+    ) -> None: ...
+    def set_prompt(self, text: _Array) -> None: ...
+    def set_image(self, features: _Array, y: _Array) -> None: ...
+    def denoise(
+        self, noise: _Array, renoise: _Array, audio: _Array, velocities: _Array | None = None
+    ) -> _Array: ...
+    def cancel(self) -> None: ...
+    def export_context(self, step: int, layer: int) -> tuple[_Array, _Array]: ...
+    @property
+    def next_block(self) -> int: ...
+    @property
+    def frames_of_next_block(self) -> int: ...
+    @property
+    def audio_rows_of_next_block(self) -> int: ...
+    @property
+    def device_bytes(self) -> int: ...
+    @property
+    def timings(self) -> dict[str, Any]: ...
