@@ -1,0 +1,22 @@
+"""The model sizes that kernels are compiled for: the released model, and the small one of the
+recordings and the demo checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What a kernel may have as a constant: width, FFN width, heads, head width."""
+
+    dim: int
+    ffn_dim: int
+    heads: int
+    head_dim: int = 128
+
+
+RELEASED = ModelSize(dim=5120, ffn_dim=13824, heads=40)
+SMALL = ModelSize(dim=256, ffn_dim=512, heads=2)
+MODEL_SIZES = (RELEASED, SMALL)
+ROW_WIDTHS = tuple(size.dim for size in MODEL_SIZES)
