@@ -32,7 +32,7 @@ void Stream::velocity(Pass& pass, int step, bool with_audio) {
   }
 
   const Rows normed = normed_.as(m, c.dim, plain);
-  const Rows out = wide_.as(m, 4 * c.out_dim, plain);
+  const Rows out = wide_.as(m, 4 * c.out_dim, DType::f32);
   const Norm& norm = model.head_norm[step];
   ops_->layer_norm(x_, norm.gain, norm.bias, c.eps, normed);
   ops_->linear(normed, model.head.weight, model.head.epilogue(), out);

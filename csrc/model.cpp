@@ -194,28 +194,34 @@ class Model::Loader {
   Norm norm(const std::string& name) { return {vector(name + ".weight"), vector(name + ".bias")}; }
   Norm gain(const std::string& name) { return {vector(name + ".weight"), nullptr}; }
 
-  // One linear, or several with the same input fused along the output channels.
-  Linear linear(const std::vector<std::string>& names, DType precision) {
+  // One linear, or several with the same input fused along the output channels. `out` is the format
+  // that it writes.
+  Linear linear(const std::vector<std::string>& names, DType precision, DType out) {
     Linear result;
-    std::vector<float> bias;
-    std::vector<float> scale;
     Weight& weight = result.weight;
-    weight.dtype = precision == DType::f8     ? DType::f8
-                   : precision == DType::bf16 ? DType::bf16
-                                              : host(names[0] + ".weight").dtype;
-    for (size_t i = 0; i < names.size(); ++i) {
-      const HostTensor& tensor = host(names[i] + ".weight");
-      const int64_t n = tensor.shape[0];
-      weight.k = element_count(tensor) / n;
-      weight.parts[i] = {place(tensor, n, weight.k, weight.dtype, scale), n};
-      weight.n += n;
-      const std::vector<float> part = to_f32(host(names[i] + ".bias"));
+    const DType stored = host(names[0] + ".weight").dtype;
+    weight.dtype = precision == DType::f32 ? stored : precision;
+    std::vector<float> bias;
+    for (const std::string& name : names) {
+      const HostTensor& tensor = host(name + ".weight");
+      weight.k = element_count(tensor) / tensor.shape[0];
+      weight.n += tensor.shape[0];
+      const std::vector<float> part = to_f32(host(name + ".bias"));
       bias.insert(bias.end(), part.begin(), part.end());
     }
-    if (weight.dtype == DType::f8) weight.scale = upload(scale);
+    host_scale_.clear();
+    if (weight.dtype == stored && model_.device_->uses_host_weights(stored)) {
+      for (size_t i = 0; i < names.size(); ++i) {
+        const HostTensor& tensor = host(names[i] + ".weight");
+        weight.parts[i] = {tensor.data, tensor.shape[0]};
+      }
+    } else {
+      weight.parts[0] = {convert(names, weight), weight.n};
+    }
+    if (weight.dtype == DType::f8) weight.scale = upload(host_scale_);
     result.scale = weight.scale;
-    result.bias = upload(bias);
-    host_scale_ = scale;
+    out_ = out;
+    result.bias = upload_bias(bias);
     host_bias_ = bias;
     return result;
   }
@@ -228,36 +234,51 @@ class Model::Loader {
       if (!host_scale_.empty()) scale[i] *= host_scale_[i];
       bias[i] *= host_bias_[i];
     }
-    return {upload(scale), upload(bias), true};
+    return {upload(scale), upload_bias(bias), true};
   }
 
  private:
-  // A [n, k] weight in the wanted format: where it lies if the device can use it there, else
-  // converted row by row. fp8 appends one scale per row to `scale`.
-  const void* place(const HostTensor& tensor, int64_t n, int64_t k, DType dtype,
-                    std::vector<float>& scale) {
-    if (dtype == tensor.dtype && model_.device_->uses_host_weights(dtype)) return tensor.data;
-    std::vector<uint8_t> converted(n * k * size_bytes(dtype));
-    const size_t scale0 = scale.size();
-    if (dtype == DType::f8) scale.resize(scale0 + n);
-    Rows out{.data = converted.data(),
-             .dtype = dtype,
-             .rows = n,
-             .cols = k,
-             .scale = scale.data() + scale0};
+  // The parts of a weight one after another in its format, converted tensor by tensor, so that the
+  // host never holds more than one. fp8 fills host_scale_ with one scale per row.
+  const void* convert(const std::vector<std::string>& names, const Weight& weight) {
+    const int64_t row_bytes = weight.k * size_bytes(weight.dtype);
+    model_.buffers_.emplace_back(*model_.device_, weight.n * row_bytes);
+    char* target = static_cast<char*>(model_.buffers_.back().data());
+    if (weight.dtype == DType::f8) host_scale_.resize(weight.n);
+    int64_t first_row = 0;
+    for (const std::string& name : names) {
+      const HostTensor& tensor = host(name + ".weight");
+      const int64_t n = tensor.shape[0];
+      std::vector<uint8_t> converted(n * row_bytes);
+      const Rows out{.data = converted.data(),
+                     .dtype = weight.dtype,
+                     .rows = n,
+                     .cols = weight.k,
+                     .scale = weight.dtype == DType::f8 ? host_scale_.data() + first_row : nullptr};
 #pragma omp parallel
-    {
-      std::vector<float> scratch(k);
+      {
+        std::vector<float> scratch(weight.k);
 #pragma omp for schedule(static)
-      for (int64_t row = 0; row < n; ++row) {
-        cpu::write_row(out, row,
-                       cpu::read_f32(tensor.data, tensor.dtype, row * k, k, 1.0f, scratch.data()));
+        for (int64_t row = 0; row < n; ++row) {
+          cpu::write_row(out, row,
+                         cpu::read_f32(tensor.data, tensor.dtype, row * weight.k, weight.k, 1.0f,
+                                       scratch.data()));
+        }
       }
+      model_.device_->upload(target + first_row * row_bytes, converted.data(), n * row_bytes);
+      first_row += n;
     }
-    return store(converted.data(), static_cast<int64_t>(converted.size()));
+    return target;
   }
 
-  void* store(const void* host, int64_t bytes) {
+  const void* upload_bias(const std::vector<float>& bias) {
+    if (model_.device_->bias_dtype(out_) == DType::f32) return upload(bias);
+    std::vector<uint16_t> rounded(bias.size());
+    cpu::encode_bf16(bias.data(), std::ssize(bias), rounded.data());
+    return store(rounded.data(), static_cast<int64_t>(sizeof(uint16_t) * rounded.size()));
+  }
+
+  const void* store(const void* host, int64_t bytes) {
     model_.buffers_.emplace_back(*model_.device_, bytes);
     void* target = model_.buffers_.back().data();
     model_.device_->upload(target, host, bytes);
@@ -266,8 +287,9 @@ class Model::Loader {
 
   Model& model_;
   const HostTensors& tensors_;
-  std::vector<float> host_scale_;
+  std::vector<float> host_scale_;  // of the linear loaded last, as is what follows
   std::vector<float> host_bias_;
+  DType out_ = DType::f32;
 };
 
 Model::Model(std::shared_ptr<Device> device, const ModelConfig& config, const HostTensors& tensors,
@@ -281,19 +303,19 @@ Model::Model(std::shared_ptr<Device> device, const ModelConfig& config, const Ho
   const DType plain = precision.activations;
   const int64_t d = config.dim;
 
-  patch_embedding = load.linear({"patch_embedding"}, plain);
-  text_in = load.linear({"text_embedding.0"}, plain);
-  text_out = load.linear({"text_embedding.2"}, plain);
+  patch_embedding = load.linear({"patch_embedding"}, plain, plain);
+  text_in = load.linear({"text_embedding.0"}, plain, plain);
+  text_out = load.linear({"text_embedding.2"}, plain, plain);
   image_in_norm = load.norm("img_emb.proj.0");
-  image_in = load.linear({"img_emb.proj.1"}, plain);
-  image_out = load.linear({"img_emb.proj.3"}, plain);
+  image_in = load.linear({"img_emb.proj.1"}, plain, plain);
+  image_out = load.linear({"img_emb.proj.3"}, plain, plain);
   image_out_norm = load.norm("img_emb.proj.4");
   // audio_proj.proj1 serves the first latent frame only, whose audio contribution is zero.
-  audio_window = load.linear({"audio_proj.proj1_vf"}, plain);
-  audio_hidden = load.linear({"audio_proj.proj2"}, plain);
-  audio_out = load.linear({"audio_proj.proj3"}, plain);
+  audio_window = load.linear({"audio_proj.proj1_vf"}, plain, plain);
+  audio_hidden = load.linear({"audio_proj.proj2"}, plain, plain);
+  audio_out = load.linear({"audio_proj.proj3"}, plain, plain);
   audio_norm = load.norm("audio_proj.norm");
-  head = load.linear({"head.head"}, plain);
+  head = load.linear({"head.head"}, plain, DType::f32);
 
   std::vector<float> e[kSteps];
   std::vector<float> e0[kSteps];
@@ -334,8 +356,8 @@ Model::Model(std::shared_ptr<Device> device, const ModelConfig& config, const Ho
       return modulation(table, e0[step], true, index, offset);
     };
     layer.self_qkv =
-        load.linear({b + "self_attn.q", b + "self_attn.k", b + "self_attn.v"}, p.self_qkv);
-    layer.self_o = load.linear({b + "self_attn.o"}, p.self_o);
+        load.linear({b + "self_attn.q", b + "self_attn.k", b + "self_attn.v"}, p.self_qkv, plain);
+    layer.self_o = load.linear({b + "self_attn.o"}, p.self_o, plain);
     for (int step = 0; step < kSteps; ++step) {
       layer.steps[step].self_norm = {load.upload(constant(step, 1, 1.0f)),
                                      load.upload(constant(step, 0, 0.0f))};
@@ -346,21 +368,21 @@ Model::Model(std::shared_ptr<Device> device, const ModelConfig& config, const Ho
     layer.token_filter.key_taps = load.vector(b + "self_attn.memory_proj_k.weight");
     layer.token_filter.value_taps = load.vector(b + "self_attn.memory_proj_v.weight");
     layer.cross_norm = load.norm(b + "norm3");
-    layer.cross_q = load.linear({b + "cross_attn.q"}, p.cross_q);
-    layer.cross_o = load.linear({b + "cross_attn.o"}, p.cross_o);
-    layer.text_k = load.linear({b + "cross_attn.k"}, plain);
-    layer.text_v = load.linear({b + "cross_attn.v"}, plain);
-    layer.image_k = load.linear({b + "cross_attn.k_img"}, plain);
-    layer.image_v = load.linear({b + "cross_attn.v_img"}, plain);
+    layer.cross_q = load.linear({b + "cross_attn.q"}, p.cross_q, plain);
+    layer.cross_o = load.linear({b + "cross_attn.o"}, p.cross_o, plain);
+    layer.text_k = load.linear({b + "cross_attn.k"}, plain, plain);
+    layer.text_v = load.linear({b + "cross_attn.v"}, plain, plain);
+    layer.image_k = load.linear({b + "cross_attn.k_img"}, plain, plain);
+    layer.image_v = load.linear({b + "cross_attn.v_img"}, plain, plain);
     layer.cross_q_norm = load.gain(b + "cross_attn.norm_q");
     layer.text_k_norm = load.gain(b + "cross_attn.norm_k");
     layer.image_k_norm = load.gain(b + "cross_attn.norm_k_img");
     layer.audio_norm = load.norm(b + "norm_x");
-    layer.audio_q = load.linear({b + "audio_cross_attn.q_linear"}, p.audio_q);
-    layer.audio_kv = load.linear({b + "audio_cross_attn.kv_linear"}, plain);
-    layer.audio_o = load.linear({b + "audio_cross_attn.proj"}, p.audio_o);
-    layer.ffn_up = load.linear({b + "ffn.0"}, p.ffn_up);
-    layer.ffn_down = load.linear({b + "ffn.2"}, p.ffn_down);
+    layer.audio_q = load.linear({b + "audio_cross_attn.q_linear"}, p.audio_q, plain);
+    layer.audio_kv = load.linear({b + "audio_cross_attn.kv_linear"}, plain, plain);
+    layer.audio_o = load.linear({b + "audio_cross_attn.proj"}, p.audio_o, plain);
+    layer.ffn_up = load.linear({b + "ffn.0"}, p.ffn_up, plain);
+    layer.ffn_down = load.linear({b + "ffn.2"}, p.ffn_down, plain);
     for (int step = 0; step < kSteps; ++step) {
       layer.steps[step].ffn_norm = {load.upload(constant(step, 4, 1.0f)),
                                     load.upload(constant(step, 3, 0.0f))};

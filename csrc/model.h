@@ -76,11 +76,11 @@ struct Precision {
   static Precision uniform(DType dtype, int64_t num_layers);
 };
 
-// A linear layer: `scale` and `bias` are what its epilogue takes ([n] fp32 or null).
+// A linear layer: `scale` and `bias` are what its epilogue takes ([n] or null).
 struct Linear {
   Weight weight;
   const float* scale = nullptr;
-  const float* bias = nullptr;
+  const void* bias = nullptr;
 
   Epilogue epilogue(bool accumulate = false) const { return {scale, bias, accumulate}; }
 };

@@ -60,7 +60,7 @@ struct Weight {
 // bias.
 struct Epilogue {
   const float* scale = nullptr;  // [n] or null for 1
-  const float* bias = nullptr;   // [n] or null for 0
+  const void* bias = nullptr;    // [n] in Device::bias_dtype(format of out), or null for 0
   bool accumulate = false;
 };
 
@@ -74,7 +74,12 @@ struct Heads {
   float* scale = nullptr;  // [H, tokens], fp8 only: per token and head
 };
 
-// Keys and values of consecutive tokens in the layout that the backend's attention wants.
+// The cuda backend keeps V of self-attention K-major, as its FP8 products need it: [H, hd, S] with
+// S the tokens rounded up to this.
+constexpr int64_t kValueStride = 128;
+
+// Keys and values of consecutive tokens in the layout that the backend's attention wants; the
+// shapes are those of the cpu backend.
 struct KvSegment {
   void* k = nullptr;  // [H, tokens, hd], rotated for the slot it is in
   void* v = nullptr;  // [H, tokens, hd]; V is never rotated
@@ -85,7 +90,12 @@ struct KvSegment {
   float* k_scale = nullptr;  // [H, tokens], fp8 only: per token and head
   float* v_scale = nullptr;  // [H], fp8 only: shared by context and current block, see below
 
-  int64_t bytes_per_matrix() const { return heads * tokens * head_dim * size_bytes(dtype); }
+  int64_t key_bytes() const { return heads * tokens * head_dim * size_bytes(dtype); }
+  // Room for the GPU's layout of V too: [H, hd, tokens rounded up to kValueStride].
+  int64_t value_bytes() const {
+    const int64_t columns = (tokens + kValueStride - 1) / kValueStride * kValueStride;
+    return heads * head_dim * columns * size_bytes(dtype);
+  }
 };
 
 // V in fp8 has one scale per (step, layer, head), set by block 0 and kept for the session:
@@ -204,6 +214,18 @@ class Ops {
   // Returns whether every value of x [size] is finite. Waits for the ops before it.
   virtual bool all_finite(const float* x, int64_t size) = 0;
 
+  // Repeating the same ops on the same buffers: `replay(key)` runs what was recorded under `key`
+  // and returns true, or returns false; then the ops between `begin_record` and `end_record` run
+  // and, where the backend can (CUDA graphs), are kept under that key. `forget` drops all.
+  virtual bool replay(int key) = 0;
+  virtual void begin_record(int key) = 0;
+  virtual void end_record() = 0;
+  virtual void forget() = 0;
+
+  // A range that profilers show around the ops until the matching pop; free when none listens.
+  virtual void push_range(const char* name) = 0;
+  virtual void pop_range() = 0;
+
   // Host memory in and out; `download` waits for the ops before it.
   virtual void upload(void* target, const void* host, int64_t bytes) = 0;
   virtual void download(void* host, const void* source, int64_t bytes) = 0;
@@ -223,12 +245,16 @@ class Device {
   virtual ~Device() = default;
   virtual const char* name() const = 0;
 
-  virtual void* allocate(int64_t bytes) = 0;  // throws Error with the size when there is no room
+  // Zero-filled, aligned to 64 bytes or more. Throws Error with the size when there is no room.
+  virtual void* allocate(int64_t bytes) = 0;
   virtual void release(void* pointer) = 0;
   virtual int64_t allocated_bytes() const = 0;   // now
   virtual int64_t allocation_count() const = 0;  // ever
 
   virtual void upload(void* target, const void* host, int64_t bytes) = 0;
+
+  // The format in which this device wants the bias of a linear whose output has format `out`.
+  virtual DType bias_dtype(DType out) const = 0;
 
   // Whether a weight of this host format can be used where it lies (memory-mapped), so that the
   // model need not copy it.

@@ -152,8 +152,8 @@ KvSegment Stream::kv_segment(int64_t tokens, DType dtype, float* v_scale) {
                     .tokens = tokens,
                     .head_dim = c.head_dim(),
                     .v_scale = v_scale};
-  segment.k = allocate(segment.bytes_per_matrix());
-  segment.v = allocate(segment.bytes_per_matrix());
+  segment.k = allocate(segment.key_bytes());
+  segment.v = allocate(segment.value_bytes());
   segment.k_scale = static_cast<float*>(allocate(4 * tokens * c.num_heads));
   return segment;
 }
@@ -234,6 +234,7 @@ void Stream::set_prompt(const float* text, int64_t tokens) {
     project_kv(context, layer.text_k, layer.text_k_norm, layer.text_v, text_kv_[i]);
   }
   pad_count_ = c.text_len - tokens;
+  ops_->forget();  // recorded ops have the number of tokens in them
   has_prompt_ = true;
 }
 
@@ -257,7 +258,9 @@ void Stream::set_image(const float* features, int64_t tokens, const float* y, in
   const Rows b = cond_b_.as(tokens, c.image_dim, plain);
   const Rows context = cond_a_.as(tokens, c.dim, plain);
   constexpr float kEps = 1e-5f;  // torch's LayerNorm default
-  ops_->layer_norm(in, model.image_in_norm.gain, model.image_in_norm.bias, kEps, a);
+  const Rows operand = plain == DType::f32 ? in : cond_b_.as(tokens, c.image_dim, plain);
+  if (plain != DType::f32) ops_->quantize(in, operand);
+  ops_->layer_norm(operand, model.image_in_norm.gain, model.image_in_norm.bias, kEps, a);
   ops_->linear(a, model.image_in.weight, model.image_in.epilogue(), b);
   ops_->activate(b, Activation::gelu_erf, b);
   ops_->linear(b, model.image_out.weight, model.image_out.epilogue(), context);
@@ -313,6 +316,16 @@ void Stream::project_audio(const float* features, int64_t feature_rows, int64_t 
   }
 }
 
+// Every block but the first does the same to the same buffers, so its evaluations are recorded.
+void Stream::evaluate(Pass& pass, int step, int key, bool with_audio) {
+  if (cancelled_) throw CancelledError("denoise: cancelled");
+  if (block_ == 0) return velocity(pass, step, with_audio);
+  if (ops_->replay(key)) return;
+  ops_->begin_record(key);
+  velocity(pass, step, with_audio);
+  ops_->end_record();
+}
+
 int64_t Stream::audio_rows_of_next_block() const {
   return 4 * frames_of_next_block() + (block_ == 0 ? 1 : 4);
 }
@@ -337,10 +350,10 @@ void Stream::denoise(const float* noise, const float* renoise, const float* audi
   ops_->upload(z_, noise, 4 * size);
   ops_->upload(noise_, renoise, 4 * size * 2);
   for (int step = 0; step < kSteps; ++step) {
-    velocity(main_, step, step > 0 && (!first || n > 1));
+    evaluate(main_, step, step, step > 0 && (!first || n > 1));
     if (guided() && step > 0) {
       std::swap(v_, v_null_);
-      velocity(null_, step, !first || n > 1);
+      evaluate(null_, step, kSteps + step, !first || n > 1);
       std::swap(v_, v_null_);
       ops_->guide(v_, v_null_, options_.audio_guidance, size);
     }

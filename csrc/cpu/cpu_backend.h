@@ -25,6 +25,7 @@ class CpuDevice final : public Device {
   int64_t allocated_bytes() const override { return allocated_bytes_; }
   int64_t allocation_count() const override { return allocation_count_; }
   void upload(void* target, const void* host, int64_t bytes) override;
+  DType bias_dtype(DType) const override { return DType::f32; }
   bool uses_host_weights(DType dtype) const override { return dtype != DType::f8; }
   std::unique_ptr<Ops> open_ops(const OpsLimits& limits) override;
   int64_t ops_bytes(const OpsLimits& limits) const override;
@@ -70,6 +71,12 @@ class CpuOps final : public Ops {
   void sampler_step(float* z, const float* v, const float* noise, float sigma, float next_sigma,
                     int64_t size) override;
   bool all_finite(const float* x, int64_t size) override;
+  bool replay(int) override { return false; }  // nothing is gained by recording here
+  void begin_record(int) override {}
+  void end_record() override {}
+  void forget() override {}
+  void push_range(const char*) override {}
+  void pop_range() override {}
   void upload(void* target, const void* host, int64_t bytes) override;
   void download(void* host, const void* source, int64_t bytes) override;
 

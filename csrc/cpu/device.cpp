@@ -27,6 +27,7 @@ void* CpuDevice::allocate(int64_t bytes) {
   char* base = static_cast<char*>(std::aligned_alloc(kAlignment, padded));
   LIVEACT_CHECK(base != nullptr, "cpu: expected room for ", bytes, " bytes, found too little");
   std::memcpy(base, &bytes, sizeof(bytes));
+  std::memset(base + kAlignment, 0, padded - kAlignment);
   allocated_bytes_ += bytes;
   ++allocation_count_;
   return base + kAlignment;

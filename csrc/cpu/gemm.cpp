@@ -49,7 +49,8 @@ void apply_epilogue(const float* tile, int64_t tile_stride, int64_t row0, int64_
     if (epilogue.accumulate) before = read_f32(out.data, out.dtype, offset, n, 1.0f, scratch);
     float* target = out.dtype == DType::f32 ? static_cast<float*>(out.data) + offset : scratch;
     const float* scale = epilogue.scale == nullptr ? nullptr : epilogue.scale + n0;
-    const float* bias = epilogue.bias == nullptr ? nullptr : epilogue.bias + n0;
+    const auto* biases = static_cast<const float*>(epilogue.bias);
+    const float* bias = biases == nullptr ? nullptr : biases + n0;
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
       const float scaled = acc[i] * a * (scale == nullptr ? 1.0f : scale[i]);

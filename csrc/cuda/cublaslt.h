@@ -1,0 +1,133 @@
+// cuBLASLt through a typed table, opened at run time, and plans for the products of one stream.
+//
+// out [M, N] = x [M, K] · weight [N, K]ᵀ is computed as the column-major outᵀ [N, M], which is the
+// TN form that FP8 needs: A = weight, B = x. In FP8 both carry one scale per row in memory (outer
+// vector scaling, cuBLASLt >= 12.9, sm_90), so `alpha` stays 1 and the gate of a projection sits in
+// the scale of the weight.
+#pragma once
+
+#include <map>
+#include <tuple>
+#include <vector>
+
+#include "../ops.h"
+#include "driver.h"
+
+namespace liveact::cuda {
+
+using cublasStatus = int;
+using CublasLtHandle = struct cublasLtContext*;
+using MatmulDesc = struct MatmulDescOpaque*;
+using MatrixLayout = struct MatrixLayoutOpaque*;
+using MatmulPreference = struct MatmulPreferenceOpaque*;
+
+struct MatmulAlgo {
+  uint64_t data[8];
+};
+struct MatmulHeuristic {
+  MatmulAlgo algo;
+  size_t workspace_bytes;
+  cublasStatus state;
+  float waves;
+  int reserved[4];
+};
+
+// Values of cublasLt.h, cublas_api.h and library_types.h; checked against them in tests/cuda.
+constexpr int kCudaR32F = 0;
+constexpr int kCudaR16BF = 14;
+constexpr int kCudaR8FE4M3 = 28;
+constexpr int kCompute32F = 68;
+constexpr int kOpTranspose = 1;
+constexpr int kDescTransA = 3;
+constexpr int kDescEpilogue = 7;
+constexpr int kDescBiasPointer = 8;
+constexpr int kDescAScalePointer = 17;
+constexpr int kDescBScalePointer = 18;
+constexpr int kDescBiasDataType = 26;
+constexpr int kDescAScaleMode = 31;
+constexpr int kDescBScaleMode = 32;
+constexpr int kScaleOuterVector = 3;
+constexpr int kEpilogueDefault = 1;
+constexpr int kEpilogueBias = 4;
+constexpr int kPreferenceWorkspace = 1;
+
+#define LIVEACT_CUBLASLT_FUNCTIONS(X)                                                              \
+  X(create, "cublasLtCreate", (CublasLtHandle*))                                                   \
+  X(destroy, "cublasLtDestroy", (CublasLtHandle))                                                  \
+  X(desc_create, "cublasLtMatmulDescCreate", (MatmulDesc*, int, int))                              \
+  X(desc_destroy, "cublasLtMatmulDescDestroy", (MatmulDesc))                                       \
+  X(desc_set, "cublasLtMatmulDescSetAttribute", (MatmulDesc, int, const void*, size_t))            \
+  X(layout_create, "cublasLtMatrixLayoutCreate",                                                   \
+    (MatrixLayout*, int, uint64_t, uint64_t, int64_t))                                             \
+  X(layout_destroy, "cublasLtMatrixLayoutDestroy", (MatrixLayout))                                 \
+  X(preference_create, "cublasLtMatmulPreferenceCreate", (MatmulPreference*))                      \
+  X(preference_destroy, "cublasLtMatmulPreferenceDestroy", (MatmulPreference))                     \
+  X(preference_set, "cublasLtMatmulPreferenceSetAttribute",                                        \
+    (MatmulPreference, int, const void*, size_t))                                                  \
+  X(heuristic, "cublasLtMatmulAlgoGetHeuristic",                                                   \
+    (CublasLtHandle, MatmulDesc, MatrixLayout, MatrixLayout, MatrixLayout, MatrixLayout,           \
+     MatmulPreference, int, MatmulHeuristic*, int*))                                               \
+  X(matmul, "cublasLtMatmul",                                                                      \
+    (CublasLtHandle, MatmulDesc, const void*, const void*, MatrixLayout, const void*,              \
+     MatrixLayout, const void*, const void*, MatrixLayout, void*, MatrixLayout, const MatmulAlgo*, \
+     void*, size_t, CUstream))
+
+class CublasLt {
+ public:
+  // Throws Error where the library is missing or too old for FP8 with outer vector scales.
+  explicit CublasLt(const std::string& library);
+  ~CublasLt();
+
+#define LIVEACT_DECLARE(member, symbol, parameters) cublasStatus(*member) parameters = nullptr;
+  LIVEACT_CUBLASLT_FUNCTIONS(LIVEACT_DECLARE)
+#undef LIVEACT_DECLARE
+
+  void check(cublasStatus status, const char* call) const;
+  size_t version() const { return version_; }  // 130000 is 13.0.0
+
+ private:
+  DynamicLibrary library_;
+  const char* (*status_string_)(cublasStatus) = nullptr;
+  size_t version_ = 0;
+};
+
+// What one product is, apart from its pointers.
+struct GemmShape {
+  int64_t m, n, k;
+  DType operands;  // f8 or bf16, of x and weight alike
+  DType out;       // bf16 or f32
+  bool bias;
+  bool accumulate;  // beta = 1
+
+  auto operator<=>(const GemmShape&) const = default;
+};
+
+// Plans of one op queue: descriptors, layouts and the algorithm of every shape it has seen. Shapes
+// are planned when they first occur, which is while a stream warms up; after that nothing is
+// created. One thread at a time.
+class GemmPlans {
+ public:
+  GemmPlans(const CublasLt& lt, CublasLtHandle handle, void* workspace, int64_t workspace_bytes);
+  ~GemmPlans();
+  GemmPlans(const GemmPlans&) = delete;
+  GemmPlans& operator=(const GemmPlans&) = delete;
+
+  // Pointers are device pointers; weight_scale [n] and x_scale [m] for f8 only, bias [n] in the
+  // format of `out` where the shape has one.
+  void run(const GemmShape& shape, const void* x, const float* x_scale, const void* weight,
+           const float* weight_scale, const void* bias, void* out, CUstream stream);
+
+  int64_t planned() const { return static_cast<int64_t>(plans_.size()); }
+
+ private:
+  struct Plan;
+  Plan& plan(const GemmShape& shape);
+
+  const CublasLt& lt_;
+  CublasLtHandle handle_;
+  void* workspace_;
+  int64_t workspace_bytes_;
+  std::map<GemmShape, std::unique_ptr<Plan>> plans_;
+};
+
+}  // namespace liveact::cuda

@@ -1,0 +1,130 @@
+// libcuda through a typed table, opened at run time: the build needs no CUDA header, the installed
+// engine no CUDA toolkit, and a machine without a driver gets one clear line.
+//
+// The declarations are the few of cuda.h that the runtime uses; tests/cuda compiles them against
+// the real header.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "../error.h"
+
+namespace liveact::cuda {
+
+using CUresult = int;
+using CUdevice = int;
+using CUdeviceptr = unsigned long long;
+using CUcontext = struct CUctx_st*;
+using CUmodule = struct CUmod_st*;
+using CUfunction = struct CUfunc_st*;
+using CUstream = struct CUstream_st*;
+using CUevent = struct CUevent_st*;
+using CUgraph = struct CUgraph_st*;
+using CUgraphExec = struct CUgraphExec_st*;
+
+constexpr CUresult kSuccess = 0;
+constexpr int kComputeCapabilityMajor = 75;
+constexpr int kComputeCapabilityMinor = 76;
+constexpr int kMaxSharedMemoryOptin = 97;
+constexpr int kFunctionMaxDynamicShared = 8;
+constexpr unsigned kStreamNonBlocking = 1;
+constexpr int kCaptureThreadLocal = 1;
+
+// X(member, symbol in libcuda, parameters): every function the runtime calls.
+#define LIVEACT_DRIVER_FUNCTIONS(X)                                                                \
+  X(init, "cuInit", (unsigned))                                                                    \
+  X(driver_version, "cuDriverGetVersion", (int*))                                                  \
+  X(device_count, "cuDeviceGetCount", (int*))                                                      \
+  X(device_get, "cuDeviceGet", (CUdevice*, int))                                                   \
+  X(device_name, "cuDeviceGetName", (char*, int, CUdevice))                                        \
+  X(device_attribute, "cuDeviceGetAttribute", (int*, int, CUdevice))                               \
+  X(context_retain, "cuDevicePrimaryCtxRetain", (CUcontext*, CUdevice))                            \
+  X(context_release, "cuDevicePrimaryCtxRelease_v2", (CUdevice))                                   \
+  X(context_push, "cuCtxPushCurrent_v2", (CUcontext))                                              \
+  X(context_pop, "cuCtxPopCurrent_v2", (CUcontext*))                                               \
+  X(memory_info, "cuMemGetInfo_v2", (size_t*, size_t*))                                            \
+  X(memory_allocate, "cuMemAlloc_v2", (CUdeviceptr*, size_t))                                      \
+  X(memory_free, "cuMemFree_v2", (CUdeviceptr))                                                    \
+  X(memory_set, "cuMemsetD8Async", (CUdeviceptr, unsigned char, size_t, CUstream))                 \
+  X(copy_to_device, "cuMemcpyHtoDAsync_v2", (CUdeviceptr, const void*, size_t, CUstream))          \
+  X(copy_to_host, "cuMemcpyDtoHAsync_v2", (void*, CUdeviceptr, size_t, CUstream))                  \
+  X(stream_create, "cuStreamCreateWithPriority", (CUstream*, unsigned, int))                       \
+  X(stream_destroy, "cuStreamDestroy_v2", (CUstream))                                              \
+  X(stream_synchronize, "cuStreamSynchronize", (CUstream))                                         \
+  X(event_create, "cuEventCreate", (CUevent*, unsigned))                                           \
+  X(event_destroy, "cuEventDestroy_v2", (CUevent))                                                 \
+  X(event_record, "cuEventRecord", (CUevent, CUstream))                                            \
+  X(event_synchronize, "cuEventSynchronize", (CUevent))                                            \
+  X(event_elapsed, "cuEventElapsedTime", (float*, CUevent, CUevent))                               \
+  X(module_load, "cuModuleLoadData", (CUmodule*, const void*))                                     \
+  X(module_unload, "cuModuleUnload", (CUmodule))                                                   \
+  X(module_function, "cuModuleGetFunction", (CUfunction*, CUmodule, const char*))                  \
+  X(function_set_attribute, "cuFuncSetAttribute", (CUfunction, int, int))                          \
+  X(launch_kernel, "cuLaunchKernel",                                                               \
+    (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,   \
+     void**, void**))                                                                              \
+  X(capture_begin, "cuStreamBeginCapture_v2", (CUstream, int))                                     \
+  X(capture_end, "cuStreamEndCapture", (CUstream, CUgraph*))                                       \
+  X(graph_instantiate, "cuGraphInstantiateWithFlags", (CUgraphExec*, CUgraph, unsigned long long)) \
+  X(graph_launch, "cuGraphLaunch", (CUgraphExec, CUstream))                                        \
+  X(graph_exec_destroy, "cuGraphExecDestroy", (CUgraphExec))                                       \
+  X(graph_destroy, "cuGraphDestroy", (CUgraph))                                                    \
+  X(error_name, "cuGetErrorName", (CUresult, const char**))                                        \
+  X(error_string, "cuGetErrorString", (CUresult, const char**))
+
+// A shared library that stays open as long as this lives. Throws Error naming what is missing.
+class DynamicLibrary {
+ public:
+  explicit DynamicLibrary(const std::string& name);
+  ~DynamicLibrary();
+  DynamicLibrary(const DynamicLibrary&) = delete;
+  DynamicLibrary& operator=(const DynamicLibrary&) = delete;
+
+  const std::string& name() const { return name_; }
+  void* symbol(const char* symbol) const;  // throws Error
+
+ private:
+  std::string name_;
+  void* handle_;
+};
+
+class Driver {
+ public:
+  // Opens the library and initialises it. Throws Error where there is no usable driver.
+  explicit Driver(const std::string& library = "libcuda.so.1");
+
+#define LIVEACT_DECLARE(member, symbol, parameters) CUresult(*member) parameters = nullptr;
+  LIVEACT_DRIVER_FUNCTIONS(LIVEACT_DECLARE)
+#undef LIVEACT_DECLARE
+
+  // Throws Error "<call>: CUDA_ERROR_… (code): <description>" unless result is success.
+  void check(CUresult result, const char* call) const;
+
+ private:
+  DynamicLibrary library_;
+};
+
+// Makes a context current for a scope; contexts of the caller (torch, another device) come back.
+class ContextScope {
+ public:
+  ContextScope(const Driver& driver, CUcontext context) : driver_(driver) {
+    driver_.check(driver_.context_push(context), "cuCtxPushCurrent");
+  }
+  ~ContextScope() {
+    CUcontext popped = nullptr;
+    driver_.context_pop(&popped);
+  }
+  ContextScope(const ContextScope&) = delete;
+  ContextScope& operator=(const ContextScope&) = delete;
+
+ private:
+  const Driver& driver_;
+};
+
+}  // namespace liveact::cuda
+
+// LIVEACT_DRIVER(driver, stream_synchronize(stream));
+#define LIVEACT_DRIVER(driver, call) (driver).check((driver).call, #call)

@@ -1,0 +1,115 @@
+#include "kernel.h"
+
+#include <limits>
+
+namespace liveact::cuda {
+
+namespace {
+
+constexpr int kAlignmentBytes = 16;
+constexpr int kDefaultSharedBytes = 48 * 1024;  // more must be opted into
+constexpr int kMaxArguments = 32;
+
+const char* type_name(KernelParameter::Type type) {
+  switch (type) {
+    case KernelParameter::Type::pointer:
+      return "a pointer";
+    case KernelParameter::Type::i32:
+    case KernelParameter::Type::i32_multiple_of_16:
+      return "an integer";
+    case KernelParameter::Type::f32:
+      return "a float";
+  }
+  return "";
+}
+
+void check_argument(const std::string& kernel, const KernelParameter& parameter,
+                    const Argument& argument) {
+  using Type = KernelParameter::Type;
+  const bool integer = parameter.type == Type::i32 || parameter.type == Type::i32_multiple_of_16;
+  LIVEACT_CHECK(integer ? argument.type == Type::i32 : argument.type == parameter.type, kernel,
+                ": expected ", type_name(parameter.type), " for ", parameter.name, ", got ",
+                type_name(argument.type));
+  LIVEACT_CHECK(parameter.type != Type::pointer || argument.pointer % kAlignmentBytes == 0, kernel,
+                ": expected ", parameter.name, " to be aligned to ", kAlignmentBytes,
+                " bytes, got address ", argument.pointer);
+  LIVEACT_CHECK(parameter.type != Type::i32_multiple_of_16 || argument.i32 % 16 == 0, kernel,
+                ": expected ", parameter.name, " to be a multiple of 16, got ", argument.i32);
+}
+
+}  // namespace
+
+Argument::Argument(int64_t value)
+    : type(KernelParameter::Type::i32), i32(static_cast<int32_t>(value)) {
+  LIVEACT_CHECK(
+      value >= std::numeric_limits<int32_t>::min() && value <= std::numeric_limits<int32_t>::max(),
+      "kernel argument: expected 32 bits, got ", value);
+}
+
+KernelTable::KernelTable(const Driver& driver, std::vector<KernelImage> images) : driver_(driver) {
+  for (KernelImage& image : images) {
+    Loaded loaded;
+    LIVEACT_CHECK(image.parameters.size() + image.hidden_pointers <= kMaxArguments, image.name,
+                  ": expected at most ", kMaxArguments, " parameters, got ",
+                  image.parameters.size() + image.hidden_pointers);
+    driver.check(driver.module_load(&loaded.module, image.cubin.data()),
+                 ("cuModuleLoadData of " + image.name).c_str());
+    driver.check(driver.module_function(&loaded.function, loaded.module, image.symbol.c_str()),
+                 ("cuModuleGetFunction of " + image.name).c_str());
+    if (image.shared_bytes > kDefaultSharedBytes) {
+      driver.check(driver.function_set_attribute(loaded.function, kFunctionMaxDynamicShared,
+                                                 image.shared_bytes),
+                   ("cuFuncSetAttribute of " + image.name).c_str());
+    }
+    const std::string name = image.name;
+    loaded.image = std::move(image);
+    loaded.image.cubin.clear();  // the driver has its own copy
+    const bool inserted = kernels_.emplace(name, std::move(loaded)).second;
+    LIVEACT_CHECK(inserted, "kernels: expected each name once, got ", name, " twice");
+  }
+}
+
+KernelTable::~KernelTable() {
+  for (const auto& [name, loaded] : kernels_) driver_.module_unload(loaded.module);
+}
+
+void KernelTable::launch(const std::string& name, CUstream stream,
+                         std::initializer_list<Argument> arguments) const {
+  const auto found = kernels_.find(name);
+  LIVEACT_CHECK(found != kernels_.end(), "kernels: expected ", name,
+                " to have been compiled for this device, found none");
+  const KernelImage& image = found->second.image;
+  LIVEACT_CHECK(arguments.size() == image.parameters.size(), name, ": expected ",
+                image.parameters.size(), " arguments, got ", arguments.size());
+  const Argument* argument = arguments.begin();
+  void* values[kMaxArguments];
+  size_t count = 0;
+  for (const KernelParameter& parameter : image.parameters) {
+    check_argument(name, parameter, argument[count]);
+    values[count] = const_cast<int32_t*>(&argument[count].i32);  // every member starts there
+    ++count;
+  }
+  CUdeviceptr null = 0;
+  for (int i = 0; i < image.hidden_pointers; ++i) values[count++] = &null;
+
+  unsigned grid[3];
+  for (int axis = 0; axis < 3; ++axis) {
+    int64_t extent = 1;
+    for (const GridFactor& factor : image.grid[axis]) {
+      extent *= factor.parameter < 0
+                    ? factor.divisor
+                    : (argument[factor.parameter].i32 + factor.divisor - 1) / factor.divisor;
+    }
+    if (extent == 0) return;  // nothing to do, which a launch would refuse
+    LIVEACT_CHECK(extent > 0 && extent <= (axis == 0 ? 0x7fffffff : 65535), name,
+                  ": expected a grid that a device can have, got ", extent, " along axis ", axis);
+    grid[axis] = static_cast<unsigned>(extent);
+  }
+  driver_.check(
+      driver_.launch_kernel(found->second.function, grid[0], grid[1], grid[2],
+                            static_cast<unsigned>(image.threads), 1, 1,
+                            static_cast<unsigned>(image.shared_bytes), stream, values, nullptr),
+      ("cuLaunchKernel of " + name).c_str());
+}
+
+}  // namespace liveact::cuda
