@@ -8,7 +8,9 @@
 
 #include <memory>
 
+#include "bind_ops.h"
 #include "cpu/cpu_backend.h"
+#include "cuda/cuda_backend.h"
 #include "error.h"
 #include "stream.h"
 
@@ -92,6 +94,53 @@ HostTensors host_tensors(const py::dict& tensors) {
   return result;
 }
 
+// A kernel as the manifest describes it, see triton_kernels/README.md.
+cuda::KernelImage kernel_image(const py::dict& kernel) {
+  cuda::KernelImage image;
+  image.name = kernel["name"].cast<std::string>();
+  image.cubin = kernel["cubin"].cast<std::string>();  // bytes
+  image.symbol = kernel["symbol"].cast<std::string>();
+  image.threads = kernel["threads"].cast<int>();
+  image.shared_bytes = kernel["shared_bytes"].cast<int>();
+  for (const auto& hidden : kernel["hidden_parameters"].cast<py::list>()) {
+    LIVEACT_CHECK(hidden["bytes_per_program"].cast<int>() == 0, image.name,
+                  ": expected a kernel without scratch memory, got one with");
+    ++image.hidden_pointers;
+  }
+  std::map<std::string, int> positions;
+  for (const auto& entry : kernel["parameters"].cast<py::list>()) {
+    const py::dict parameter = entry.cast<py::dict>();
+    const std::string type = parameter["type"].cast<std::string>();
+    using Type = cuda::KernelParameter::Type;
+    cuda::KernelParameter result{parameter["name"].cast<std::string>(),
+                                 type[0] == '*'  ? Type::pointer
+                                 : type == "i32" ? Type::i32
+                                                 : Type::f32,
+                                 1};
+    LIVEACT_CHECK(type[0] == '*' || type == "i32" || type == "f32", image.name,
+                  ": expected parameters of type *, i32 or f32, got ", type);
+    for (const char* key : {"align_bytes", "divisible_by"}) {
+      if (parameter.contains(key)) result.multiple = parameter[key].cast<int>();
+    }
+    positions[result.name] = static_cast<int>(image.parameters.size());
+    image.parameters.push_back(std::move(result));
+  }
+  size_t axis = 0;
+  for (const auto& dimension : kernel["grid"].cast<py::list>()) {
+    for (const auto& factor : dimension.cast<py::list>()) {
+      if (py::isinstance<py::int_>(factor)) {
+        image.grid.at(axis).push_back({-1, factor.cast<int64_t>()});
+      } else {
+        const std::string name = factor["parameter"].cast<std::string>();
+        LIVEACT_CHECK(positions.contains(name), image.name, ": grid names no parameter: ", name);
+        image.grid.at(axis).push_back({positions[name], factor["divisor"].cast<int64_t>()});
+      }
+    }
+    ++axis;
+  }
+  return image;
+}
+
 StreamOptions stream_options(int64_t latent_height, int64_t latent_width,
                              const std::array<int, 4>& slots, const std::string& memory,
                              const std::string& compress_axis, const std::string& value_filter,
@@ -111,6 +160,7 @@ StreamOptions stream_options(int64_t latent_height, int64_t latent_width,
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "LiveAct runtime: a DiT (Model), sessions on it (Stream), and the devices they run on.";
+  bind_ops(m);
   py::register_exception<Error>(m, "CoreError", PyExc_RuntimeError);
   py::register_exception<NonFiniteError>(m, "NonFiniteError", m.attr("CoreError"));
   py::register_exception<CancelledError>(m, "CancelledError", m.attr("CoreError"));
@@ -120,6 +170,25 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("allocated_bytes", &Device::allocated_bytes)
       .def_property_readonly("allocation_count", &Device::allocation_count);
   m.def("open_cpu", []() -> std::shared_ptr<Device> { return std::make_shared<cpu::CpuDevice>(); });
+  m.def(
+      "cuda_architecture",
+      [](int index, const std::string& driver) {
+        return cuda::CudaDevice::architecture(index, driver);
+      },
+      py::arg("index"), py::arg("driver") = cuda::CudaLibraries{}.driver,
+      "The architecture whose kernels device `index` takes, such as sm_90a.");
+  m.def(
+      "open_cuda",
+      [](int index, const py::list& kernels, const std::string& driver,
+         const std::string& cublaslt) -> std::shared_ptr<Device> {
+        std::vector<cuda::KernelImage> images;
+        for (const auto& kernel : kernels) images.push_back(kernel_image(kernel.cast<py::dict>()));
+        return std::make_shared<cuda::CudaDevice>(index, std::move(images),
+                                                  cuda::CudaLibraries{driver, cublaslt});
+      },
+      py::arg("index"), py::arg("kernels"), py::arg("driver") = cuda::CudaLibraries{}.driver,
+      py::arg("cublaslt") = cuda::CudaLibraries{}.cublaslt,
+      "A CUDA device with kernels as in the manifest, `cubin` being their bytes.");
 
   py::class_<ModelConfig>(m, "ModelConfig", "Sizes of a DiT, named as in config.json.")
       .def(py::init<>())

@@ -234,7 +234,9 @@ class Model::Loader {
       if (!host_scale_.empty()) scale[i] *= host_scale_[i];
       bias[i] *= host_bias_[i];
     }
-    return {upload(scale), upload_bias(bias), true};
+    // fp8 takes the bias in the product's epilogue, other formats in the pass that applies the
+    // gate.
+    return {upload(scale), host_scale_.empty() ? upload(bias) : upload_bias(bias), true};
   }
 
  private:

@@ -60,7 +60,9 @@ struct Weight {
 // bias.
 struct Epilogue {
   const float* scale = nullptr;  // [n] or null for 1
-  const void* bias = nullptr;    // [n] in Device::bias_dtype(format of out), or null for 0
+  // [n] or null for 0; in Device::bias_dtype(format of out), fp32 where an unquantised weight has
+  // a scale (a gate)
+  const void* bias = nullptr;
   bool accumulate = false;
 };
 

@@ -1,4 +1,13 @@
-"""Pieces shared by the kernels: the fp8 contract (see csrc/dtype.h) and the rotation."""
+"""Pieces shared by the kernels: rows in tiles, the fp8 contract (csrc/dtype.h) and the rotation.
+
+A row of 5120 or 13824 is no power of two, so it is held as a tuple of equal tiles (5 × 1024,
+27 × 512): no lane works on padding, and sums need one reduction over threads, not one per tile.
+
+NaN: like csrc/cpu, the amax of a row passes over a NaN, and the NaN itself becomes the code 0x7f.
+An infinity makes the scale infinite, which turns the row into NaN where it is used. So neither is
+ever hidden by the clamp. Divisions and roots that fix a scale are the correctly rounded ones:
+codes are then equal to the CPU's, bit for bit, wherever the row that is quantised is.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +18,115 @@ F8_MAX = tl.constexpr(448.0)
 AMAX_FLOOR = tl.constexpr(1e-12)
 
 
+def tile_width(cols: int) -> int:
+    """The largest power of two that divides a row: the width of its tiles."""
+    return cols & -cols
+
+
 @triton.jit
-def quantize_row(values, out, scale, inside):
-    """One row of f32 -> fp8 codes at `out`, and its scale = max(amax, 1e-12) / 448 at `scale`."""
-    bound = tl.maximum(tl.max(tl.abs(values), axis=0), AMAX_FLOOR)
-    scaled = tl.clamp(values * (F8_MAX / bound), -F8_MAX, F8_MAX)
-    tl.store(out, scaled.to(tl.float8e4nv), mask=inside)
-    tl.store(scale, bound / F8_MAX)
+def load_tiles(row, COLS: tl.constexpr, BLOCK: tl.constexpr):
+    """A row as f32 tiles of BLOCK; BLOCK divides COLS."""
+    tiles = ()
+    for start in tl.static_range(0, COLS, BLOCK):
+        tiles = tiles + (tl.load(row + start + tl.arange(0, BLOCK)).to(tl.float32),)
+    return tiles
+
+
+@triton.jit
+def store_tiles(row, tiles, BLOCK: tl.constexpr):
+    """f32 tiles to a row, rounded to its element type (not fp8: see quantize_tiles)."""
+    for i in tl.static_range(len(tiles)):
+        tl.store(row + i * BLOCK + tl.arange(0, BLOCK), tiles[i].to(row.dtype.element_ty))
+
+
+@triton.jit
+def sum_tiles(tiles):
+    total = tiles[0]
+    for i in tl.static_range(1, len(tiles)):
+        total += tiles[i]
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def sum_squares(tiles):
+    total = tiles[0] * tiles[0]
+    for i in tl.static_range(1, len(tiles)):
+        total += tiles[i] * tiles[i]
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def encode(values, inverse_scale):
+    """f32 -> fp8 codes of values · inverse_scale: round to nearest even, saturating, NaN kept."""
+    scaled = tl.clamp(values * inverse_scale, -F8_MAX, F8_MAX, propagate_nan=tl.PropagateNan.ALL)
+    return scaled.to(tl.float8e4nv)
+
+
+@triton.jit
+def quantize_tiles(row, scale, tiles, BLOCK: tl.constexpr):
+    """f32 tiles -> fp8 codes at `row`, and scale = max(amax, 1e-12) / 448 at `scale`."""
+    magnitude = tl.abs(tiles[0])
+    for i in tl.static_range(1, len(tiles)):
+        magnitude = tl.maximum(magnitude, tl.abs(tiles[i]))
+    bound = tl.maximum(tl.max(magnitude, axis=0), AMAX_FLOOR)
+    inverse = tl.div_rn(F8_MAX, bound)
+    for i in tl.static_range(len(tiles)):
+        tl.store(row + i * BLOCK + tl.arange(0, BLOCK), encode(tiles[i], inverse))
+    tl.store(scale, tl.div_rn(bound, F8_MAX))
+
+
+@triton.jit
+def angles(
+    frame_table,  # [positions, PAIRS_FRAME, 2] (cos, sin)
+    row_table,  # [grid_rows, PAIRS_ROW, 2]
+    col_table,  # [grid_cols, PAIRS_COL, 2]
+    position,  # [tokens, 1]
+    token,  # [tokens, 1] within its latent frame
+    grid_cols,
+    PAIRS: tl.constexpr,  # of a head
+    PAIRS_FRAME: tl.constexpr,
+    PAIRS_ROW: tl.constexpr,
+):
+    """(cos, sin) [tokens, PAIRS] of the 3D rotation."""
+    FRAME_END: tl.constexpr = 2 * PAIRS_FRAME
+    ROW_END: tl.constexpr = FRAME_END + 2 * PAIRS_ROW
+    COL_WIDTH: tl.constexpr = 2 * PAIRS - ROW_END
+    column = tl.arange(0, 2 * PAIRS)[None, :]
+    at = tl.where(
+        column < FRAME_END,
+        frame_table + position * FRAME_END + column,
+        tl.where(
+            column < ROW_END,
+            row_table + token // grid_cols * (2 * PAIRS_ROW) + column - FRAME_END,
+            col_table + token % grid_cols * COL_WIDTH + column - ROW_END,
+        ),
+    )
+    # A (cos, sin) never straddles two tables: 8 aligned bytes, which lanes take in order.
+    at = tl.multiple_of(tl.max_contiguous(at, [1, 2]), [8, 8])
+    return split_pairs(tl.load(at), PAIRS)
+
+
+@triton.jit
+def split_pairs(heads, PAIRS: tl.constexpr):
+    """[n, 2 * PAIRS] -> its even and odd columns, [n, PAIRS] each."""
+    return tl.split(tl.reshape(heads, (heads.shape[0], PAIRS, 2)))
+
+
+@triton.jit
+def join_pairs(even, odd, PAIRS: tl.constexpr):
+    """The inverse of split_pairs."""
+    return tl.reshape(tl.join(even, odd), (even.shape[0], 2 * PAIRS))
+
+
+@triton.jit
+def store_keys(at, scale_at, even, odd, inside, PAIRS: tl.constexpr, F8: tl.constexpr):
+    """Rotated queries or keys of n heads or tokens [n, PAIRS] to rows [n, 2 * PAIRS] at `at`, fp8
+    with a scale [n, 1] of their own at `scale_at`."""
+    if F8:
+        magnitude = tl.maximum(tl.abs(even), tl.abs(odd))
+        bound = tl.maximum(tl.max(magnitude, axis=1, keep_dims=True), AMAX_FLOOR)
+        codes = encode(join_pairs(even, odd, PAIRS), tl.div_rn(F8_MAX, bound))
+        tl.store(at, codes, mask=inside)
+        tl.store(scale_at, tl.div_rn(bound, F8_MAX), mask=inside)
+    else:
+        tl.store(at, join_pairs(even, odd, PAIRS).to(tl.bfloat16), mask=inside)

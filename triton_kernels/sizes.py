@@ -19,4 +19,8 @@ class ModelSize:
 RELEASED = ModelSize(dim=5120, ffn_dim=13824, heads=40)
 SMALL = ModelSize(dim=256, ffn_dim=512, heads=2)
 MODEL_SIZES = (RELEASED, SMALL)
-ROW_WIDTHS = tuple(size.dim for size in MODEL_SIZES)
+
+HEAD_DIM = 128
+PAIRS = HEAD_DIM // 2  # of a head; each rotates by one axis
+PAIRS_ROW = PAIRS_COL = PAIRS // 3
+PAIRS_FRAME = PAIRS - PAIRS_ROW - PAIRS_COL

@@ -51,6 +51,7 @@ constexpr int kCaptureThreadLocal = 1;
   X(memory_set, "cuMemsetD8Async", (CUdeviceptr, unsigned char, size_t, CUstream))                 \
   X(copy_to_device, "cuMemcpyHtoDAsync_v2", (CUdeviceptr, const void*, size_t, CUstream))          \
   X(copy_to_host, "cuMemcpyDtoHAsync_v2", (void*, CUdeviceptr, size_t, CUstream))                  \
+  X(copy_on_device, "cuMemcpyDtoDAsync_v2", (CUdeviceptr, CUdeviceptr, size_t, CUstream))          \
   X(stream_create, "cuStreamCreateWithPriority", (CUstream*, unsigned, int))                       \
   X(stream_destroy, "cuStreamDestroy_v2", (CUstream))                                              \
   X(stream_synchronize, "cuStreamSynchronize", (CUstream))                                         \

@@ -6,7 +6,6 @@ namespace liveact::cuda {
 
 namespace {
 
-constexpr int kAlignmentBytes = 16;
 constexpr int kDefaultSharedBytes = 48 * 1024;  // more must be opted into
 constexpr int kMaxArguments = 32;
 
@@ -15,7 +14,6 @@ const char* type_name(KernelParameter::Type type) {
     case KernelParameter::Type::pointer:
       return "a pointer";
     case KernelParameter::Type::i32:
-    case KernelParameter::Type::i32_multiple_of_16:
       return "an integer";
     case KernelParameter::Type::f32:
       return "a float";
@@ -26,15 +24,15 @@ const char* type_name(KernelParameter::Type type) {
 void check_argument(const std::string& kernel, const KernelParameter& parameter,
                     const Argument& argument) {
   using Type = KernelParameter::Type;
-  const bool integer = parameter.type == Type::i32 || parameter.type == Type::i32_multiple_of_16;
-  LIVEACT_CHECK(integer ? argument.type == Type::i32 : argument.type == parameter.type, kernel,
-                ": expected ", type_name(parameter.type), " for ", parameter.name, ", got ",
-                type_name(argument.type));
-  LIVEACT_CHECK(parameter.type != Type::pointer || argument.pointer % kAlignmentBytes == 0, kernel,
-                ": expected ", parameter.name, " to be aligned to ", kAlignmentBytes,
+  LIVEACT_CHECK(argument.type == parameter.type, kernel, ": expected ", type_name(parameter.type),
+                " for ", parameter.name, ", got ", type_name(argument.type));
+  const auto multiple = static_cast<CUdeviceptr>(parameter.multiple);
+  LIVEACT_CHECK(parameter.type != Type::pointer || argument.pointer % multiple == 0, kernel,
+                ": expected ", parameter.name, " to be aligned to ", multiple,
                 " bytes, got address ", argument.pointer);
-  LIVEACT_CHECK(parameter.type != Type::i32_multiple_of_16 || argument.i32 % 16 == 0, kernel,
-                ": expected ", parameter.name, " to be a multiple of 16, got ", argument.i32);
+  LIVEACT_CHECK(parameter.type != Type::i32 || argument.i32 % parameter.multiple == 0, kernel,
+                ": expected ", parameter.name, " to be a multiple of ", multiple, ", got ",
+                argument.i32);
 }
 
 }  // namespace

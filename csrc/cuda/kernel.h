@@ -13,11 +13,13 @@
 
 namespace liveact::cuda {
 
-// One runtime parameter in ABI order.
+// One runtime parameter in ABI order, and what the compiler was promised: addresses and integers
+// are multiples of `multiple`.
 struct KernelParameter {
-  enum class Type { pointer, i32, i32_multiple_of_16, f32 };
+  enum class Type { pointer, i32, f32 };
   std::string name;
   Type type = Type::pointer;
+  int multiple = 1;
 };
 
 // One factor of a grid dimension: the constant `divisor` where parameter is negative, else
@@ -66,8 +68,8 @@ class KernelTable {
 
   bool has(const std::string& name) const { return kernels_.contains(name); }
 
-  // Throws Error for an unknown kernel, a wrong number or type of arguments, a pointer that is not
-  // aligned to 16 bytes, an integer that is not the multiple it was promised to be.
+  // Throws Error for an unknown kernel, a wrong number or type of arguments, or a broken promise,
+  // which would otherwise be wrong results.
   void launch(const std::string& name, CUstream stream,
               std::initializer_list<Argument> arguments) const;
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -105,6 +106,18 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise InputError(f"{name}: expected {', '.join(choices)}, got {value!r}")
 
 
+def _check_output(out: Path, inputs: Sequence[Path]) -> None:
+    """Refuses, before any work, what could not be written or would destroy an input."""
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: expected the directory {out.parent} to exist")
+    if out.is_dir():
+        raise InputError(f"{out}: expected a file to write, found a directory")
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(f"{out}: expected a directory that can be written, found {out.parent}")
+    if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
+        raise InputError(f"{out}: expected an output other than the inputs, found one of them")
+
+
 def _generate(options: argparse.Namespace) -> None:
     from rich.console import Console
 
@@ -121,8 +134,9 @@ def _generate(options: argparse.Namespace) -> None:
     edits = [Edit.parse(text) for text in options.edit]
     _check_choice("memory", options.memory, ("sequential", "sharded", "mean"))
     _check_choice("vae-decode", options.vae_decode, VAE_DECODES)
-    if not options.out.parent.is_dir():
-        raise InputError(f"{options.out}: expected the directory {options.out.parent} to exist")
+    for out in (options.out, options.trace):
+        if out is not None:
+            _check_output(out, [options.image, options.audio])
     devices = open_devices(options.device, options.vae_device, options.precision)
     read_image(options.image, size)
     audio = open_audio(options.audio)
@@ -164,6 +178,7 @@ def _replay(options: argparse.Namespace) -> None:
 
     _check_choice("part", options.part, PARTS)
     _check_choice("memory", options.memory, MEMORIES)
+    _check_output(options.out, [options.inputs])
     devices = open_devices(options.device, options.vae_device, options.precision)
     print(f"device: {devices.reason}")
     results = replay(
@@ -209,6 +224,8 @@ def _doctor(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 1 for a failure, 2 for bad input."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has no ×, a file name
     try:
         options = _parser().parse_args(arguments)
         options.run(options)

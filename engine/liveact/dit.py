@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from liveact import _core
-from liveact.checkpoint import Tensors, check_tensors, open_tensors, read_json
-from liveact.errors import InputError, LiveActError, SessionError
+from liveact.checkpoint import Tensors, check_tensors, open_tensors, read_json, read_size
+from liveact.errors import DeviceError, InputError, LiveActError, SessionError
 
 STEPS = 3
 WEIGHTS_STEM = "diffusion_pytorch_model"
@@ -37,27 +37,24 @@ _FIXED = {
     "norm_input_visual": True,
     "norm_output_audio": True,
 }
-_SIZES = (
-    "dim",
-    "ffn_dim",
-    "num_heads",
-    "num_layers",
-    "in_dim",
-    "out_dim",
-    "text_dim",
-    "text_len",
-    "freq_dim",
-    "intermediate_dim",
-    "output_dim",
-    "context_tokens",
-)
+# config.json key -> the largest value that is believed, far above any model, so that a wrong one is
+# refused and not allocated.
+_SIZES = {
+    "dim": 2**16,
+    "ffn_dim": 2**18,
+    "num_heads": 2**10,
+    "num_layers": 2**10,
+    "in_dim": 2**10,
+    "out_dim": 2**10,
+    "text_dim": 2**16,
+    "text_len": 2**13,
+    "freq_dim": 2**16,
+    "intermediate_dim": 2**16,
+    "output_dim": 2**16,
+    "context_tokens": 2**10,
+}
+_DEFAULTED = ("freq_dim", "text_len")  # may be missing
 _DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
-
-
-def _positive_int(path: Path, key: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= 1 << 24:
-        raise InputError(f"{path}: expected {key} to be a positive integer, found {value!r}")
-    return value
 
 
 def read_config(path: Path, tensors: Tensors) -> _core.ModelConfig:
@@ -70,12 +67,15 @@ def read_config(path: Path, tensors: Tensors) -> _core.ModelConfig:
         if key in raw and raw[key] != expected:
             raise InputError(f"{path}: expected {key} to be {expected!r}, found {raw[key]!r}")
     config = _core.ModelConfig()
-    for key in _SIZES:
-        if key not in raw and key not in ("freq_dim", "text_len"):
+    for key, at_most in _SIZES.items():
+        if key not in raw and key not in _DEFAULTED:
             raise InputError(f"{path}: expected the key {key}, found none")
         if key in raw:
-            setattr(config, key, _positive_int(path, key, raw[key]))
-    config.eps = float(raw.get("eps", 1e-6))
+            setattr(config, key, read_size(raw, key, path, at_most=at_most))
+    eps = raw.get("eps", 1e-6)
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
+        raise InputError(f"{path}: expected eps to be a number from 0 to 1, found {eps!r:.80}")
+    config.eps = float(eps)
     config.image_dim = _columns(tensors, "img_emb.proj.1.weight", 1)
     config.audio_dim = _columns(tensors, "audio_proj.proj1_vf.weight", 8)
     try:
@@ -125,7 +125,12 @@ class Dit:
             name: (tensor.data_ptr(), _DTYPE_NAMES[tensor.dtype], list(tensor.shape))
             for name, tensor in self._tensors.items()
         }
-        self.model = _core.Model(device, config, described, precision)
+        try:
+            self.model = _core.Model(device, config, described, precision)
+        except _core.CoreError as error:
+            raise InputError(str(error)) from None
+        except MemoryError:
+            raise DeviceError(f"{device.name}: not enough memory for the weights") from None
 
     @property
     def config(self) -> _core.ModelConfig:
@@ -173,7 +178,7 @@ class DitStream:
         self._dit = dit
         self.latent_size = latent_size
         try:
-            self._stream = _core.Stream(
+            self._stream: Any = _core.Stream(
                 dit.model,
                 *latent_size,
                 policy.slots,
@@ -185,6 +190,8 @@ class DitStream:
             )
         except _core.CoreError as error:
             raise InputError(str(error)) from None
+        except MemoryError:
+            raise DeviceError(f"{dit.device.name}: not enough memory for a session") from None
 
     @property
     def next_block(self) -> int:
@@ -235,8 +242,13 @@ class DitStream:
         )
 
     def cancel(self) -> None:
-        """Makes a running `denoise` raise at its next layer. From any thread."""
-        self._stream.cancel()
+        """Makes a running `denoise` raise at its next layer, for good. From any thread."""
+        if (stream := self._stream) is not None:
+            stream.cancel()
+
+    def close(self) -> None:
+        """Frees the device memory; nothing but `cancel` may be called afterwards."""
+        self._stream = None
 
     def export_context(self, step: int, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys (un-rotated) and values [context tokens, heads, head_dim] of the next block."""

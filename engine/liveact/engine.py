@@ -112,6 +112,10 @@ class Engine:
 
     def encode_prompt(self, prompt: str) -> torch.Tensor:
         """[tokens, text_dim]; the last prompts are kept."""
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:  # what a shell makes of bytes that are no UTF-8
+            raise InputError(f"prompt: expected Unicode text, found {prompt!r:.80}") from error
         with self._prompts_lock:
             if prompt in self._prompts:
                 self._prompts.move_to_end(prompt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from liveact.audio import BLOCK_FRAMES
-from liveact.engine import Engine
 from liveact.errors import InputError, SessionError
 from liveact.media import AudioFile, Mp4Writer
 from liveact.session import Chunk, Session
@@ -35,13 +35,15 @@ class Edit:
     @classmethod
     def parse(cls, text: str) -> Edit:
         """From `7-8:laughing` or `7:laughing`. Raises InputError."""
-        blocks, _, prompt = text.partition(":")
-        first, _, last = blocks.partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal() and prompt.strip()):
-            raise InputError(f"edit: expected FIRST-LAST:PROMPT such as 7-8:laughing, got {text!r}")
-        if int(last or first) < int(first):
-            raise InputError(f"edit: expected first block <= last block, got {text!r}")
-        return cls(int(first), int(last or first), prompt.strip())
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?:\s*(\S.*)", text, re.DOTALL)
+        if match is None:
+            raise InputError(
+                f"edit: expected FIRST-LAST:PROMPT such as 7-8:laughing, got {text!r:.80}"
+            )
+        first, last, prompt = int(match[1]), int(match[2] or match[1]), match[3].rstrip()
+        if last < first:
+            raise InputError(f"edit: expected first block <= last block, got {text!r:.80}")
+        return cls(first, last, prompt)
 
 
 @dataclass
@@ -77,6 +79,7 @@ def write_video(
     everything and is raised.
     """
     errors: list[BaseException] = []
+    started_s = time.perf_counter()
     feeder = threading.Thread(target=_feed, args=(session, audio, errors), daemon=True)
     feeder.start()
     rows: list[BlockRow] = []
@@ -84,7 +87,7 @@ def write_video(
         first = next(session)
         writer = Mp4Writer(out, *size, session.fps, first.sample_rate_hz, first.pcm.shape[1])
         expected = num_blocks(audio.duration_s, session.fps) if audio.duration_s else None
-        with writer, _Report(terminal, expected) as report:
+        with writer, _Report(terminal, expected, started_s) as report:
             for chunk in itertools.chain([first], session):
                 writer.write(chunk.frames, chunk.pcm)
                 report.add(chunk, session.fps, rows)
@@ -110,7 +113,7 @@ def _feed(session: Session, audio: AudioFile, errors: list[BaseException]) -> No
         session.end_of_audio()
     except SessionError:
         pass  # the session's own error reaches whoever iterates over it
-    except InputError as error:
+    except BaseException as error:  # whatever it is, who waits for chunks must not wait on
         errors.append(error)
         session.close()
 
@@ -118,10 +121,11 @@ def _feed(session: Session, audio: AudioFile, errors: list[BaseException]) -> No
 class _Report:
     """A progress bar on a terminal, else one line per block."""
 
-    def __init__(self, stream: TextIO, expected_blocks: int | None) -> None:
+    def __init__(self, stream: TextIO, expected_blocks: int | None, started_s: float) -> None:
+        self._stream = stream
         self._console = Console(file=stream)
         self._expected = expected_blocks
-        self._last_s = time.perf_counter()
+        self._last_s = started_s
         self._progress = Progress(
             TextColumn("block {task.completed}"),
             BarColumn(),
@@ -160,7 +164,8 @@ class _Report:
             self._progress.update(self._task, advance=1, description=line)
         else:
             total = f"/{self._expected}" if self._expected else ""
-            self._console.print(f"block {row.block + 1}{total}: {line}", highlight=False)
+            # Not through the console, which would wrap it.
+            print(f"block {row.block + 1}{total}: {line}", file=self._stream, flush=True)
 
 
 def table(rows: list[BlockRow]) -> Table:

@@ -1,4 +1,4 @@
-"""`liveact inspect` and `liveact doctor`: what a checkpoint is and needs, what this machine can do."""
+"""`liveact inspect` and `liveact doctor`: what a checkpoint needs, what this machine can do."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from liveact.devices import cuda_obstacle
 from liveact.dit import RELEASED_SLOTS, WEIGHTS_STEM, read_config
 from liveact.encoders import ImageEncoder
 from liveact.engine import VAE_FILE
+from liveact.errors import InputError
 from liveact.media import check_size
 from liveact.vae import SPATIAL_STRIDE, WanVAE
 
@@ -60,16 +61,19 @@ def inspect_checkpoint(
     latent_size = (height // SPATIAL_STRIDE, width // SPATIAL_STRIDE)
     stored = "bf16" if tensors.dtype("head.head.weight") == torch.bfloat16 else "fp32"
     image_tokens = ImageEncoder.load(directory).tokens
-    weight_bytes, stream_bytes = _core.required_bytes(
-        _core.open_cpu(),
-        config,
-        precision,
-        stored,
-        *latent_size,
-        RELEASED_SLOTS,
-        audio_guidance,
-        image_tokens,
-    )
+    try:
+        weight_bytes, stream_bytes = _core.required_bytes(
+            _core.open_cpu(),
+            config,
+            precision,
+            stored,
+            *latent_size,
+            RELEASED_SLOTS,
+            audio_guidance,
+            image_tokens,
+        )
+    except _core.CoreError as error:
+        raise InputError(f"{directory}: {error}") from None
     table.add_row(f"DiT weights, {precision}", _gib(weight_bytes))
     table.add_row(f"one session, {precision}", f"{_gib(stream_bytes)} beside the weights, constant")
     return table

@@ -13,13 +13,17 @@ their own run of the released code with this engine, or send a report that can b
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from liveact._core import ModelConfig
 from liveact.checkpoint import Tensors, open_tensor_file
 from liveact.devices import Devices
 from liveact.dit import STEPS, Dit, MemoryPolicy, audio_rows
@@ -39,13 +43,13 @@ def replay(
     out: Path,
     *,
     devices: Devices,
-    policy: MemoryPolicy = MemoryPolicy(),
+    policy: MemoryPolicy,
     audio_guidance: float = 1.0,
     wav2vec: Path | None = None,
 ) -> dict[str, torch.Tensor]:
     """Runs `part` on the tensors of `inputs`, writes `out`, and returns what it wrote.
 
-    Raises InputError for missing or misshapen inputs.
+    Raises InputError for missing, misshapen or non-finite inputs.
     """
     if not out.parent.is_dir():
         raise InputError(f"{out}: expected the directory {out.parent} to exist")
@@ -60,9 +64,11 @@ def replay(
     try:
         save_file({name: tensor.contiguous() for name, tensor in results.items()}, partial)
         partial.replace(out)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{out}: cannot be written: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     return results
 
 
@@ -79,12 +85,37 @@ def _take(given: Tensors, name: str, shape: tuple[int | None, ...]) -> torch.Ten
         raise InputError(
             f"{given.file_of(name)}: expected {name} to be [{wanted}], found {list(found)}"
         )
-    tensor = given[name]
-    if not tensor.is_floating_point():
+    if not given.dtype(name).is_floating_point:
         raise InputError(
-            f"{given.file_of(name)}: expected {name} to be floating point, found {tensor.dtype}"
+            f"{given.file_of(name)}: expected {name} to be floating point, "
+            f"found {given.dtype(name)}"
         )
-    return tensor.float()
+    tensor = given[name].float()
+    if not tensor.isfinite().all():
+        raise InputError(f"{given.file_of(name)}: expected {name} to be finite, found NaN or inf")
+    return tensor
+
+
+def _count_blocks(given: Tensors) -> int:
+    """Blocks of the inputs, which must be 0, 1, 2, … without a gap."""
+    numbers = {int(m[1]) for name in given if (m := re.fullmatch(r"noise\.(\d{1,9})", name))}
+    for block in range(max(len(numbers), 1)):
+        if block not in numbers:
+            raise InputError(
+                f"{given.source}: expected tensor noise.{block} of {len(numbers)} blocks, "
+                "found none"
+            )
+    return len(numbers)
+
+
+def _take_text(given: Tensors, name: str, config: ModelConfig) -> torch.Tensor:
+    text = _take(given, name, (None, config.text_dim))
+    if len(text) > config.text_len:
+        raise InputError(
+            f"{given.file_of(name)}: expected {name} of at most {config.text_len} tokens, "
+            f"found {len(text)}"
+        )
+    return text
 
 
 def _replay_dit(
@@ -99,24 +130,26 @@ def _replay_dit(
     channels = config.out_dim
     y = _take(given, "y", (1, config.in_dim - channels, None, None, None))[0]
     clip = _take(given, "clip", (1, None, config.image_dim))[0]
-    text = _take(given, "text", (None, config.text_dim))
-    edited = text
+    text = edited = _take_text(given, "text", config)
     if "text_edit" in given:
-        edited = _take(given, "text_edit", (None, config.text_dim))
+        edited = _take_text(given, "text_edit", config)
     audio = _take(given, "audio", (None, None, None)).flatten(1)
     if audio.shape[1] != config.audio_dim:
         raise InputError(
             f"{given.source}: expected audio features of {config.audio_dim} = layers × width, "
             f"found {audio.shape[1]}"
         )
-    if "noise.0" not in given:
-        raise InputError(f"{given.source}: expected at least tensor noise.0, found none")
+    num_blocks = _count_blocks(given)
+    if y.shape[1] < sum(policy.slots):
+        raise InputError(
+            f"{given.source}: expected y to have at least {sum(policy.slots)} latent frames, "
+            f"found {y.shape[1]}"
+        )
     h, w = y.shape[2:]
     stream = dit.open_stream((h, w), policy, audio_guidance, clip.shape[0])
     stream.set_image(clip, y)
     results: dict[str, torch.Tensor] = {}
-    block = 0
-    while f"noise.{block}" in given:
+    for block in range(num_blocks):
         n = stream.frames_of_next_block
         shape = (channels, n, h, w)
         noise = _take(given, f"noise.{block}", shape)
@@ -128,7 +161,6 @@ def _replay_dit(
         for step in range(STEPS):
             results[f"velocity.{block}.{step}"] = torch.from_numpy(velocities[step])
         results[f"latent.{block}"] = latent
-        block += 1
     for step in range(STEPS):
         for layer in range(config.num_layers):
             k, v = stream.export_context(step, layer)
@@ -164,12 +196,13 @@ def _replay_encoders(
 ) -> dict[str, torch.Tensor]:
     device = devices.torch_device
     results: dict[str, torch.Tensor] = {}
-    if "t5.ids" in given and "t5.mask" in given:
+    if "t5.ids" in given or "t5.mask" in given:
+        ids, mask = _take_integers(given, "t5.ids"), _take_integers(given, "t5.mask")
         encoder = TextEncoder.load(checkpoint, device)
-        results["t5.output"] = encoder.encode_ids(given["t5.ids"], given["t5.mask"]).cpu()
+        results["t5.output"] = encoder.encode_ids(ids, mask).cpu()
     if "clip.image" in given:
-        shape = given.shape("clip.image")
-        image = _take(given, "clip.image", (1, 3, *(None for _ in shape[2:])))
+        video = len(given.shape("clip.image")) == 5  # of one frame
+        image = _take(given, "clip.image", (1, 3, *([1] if video else []), None, None))
         results["clip.output"] = ImageEncoder.load(checkpoint, device).encode(image).cpu()
     if "wav2vec.speech" in given:
         speech = _take(given, "wav2vec.speech", (None,))
@@ -177,6 +210,18 @@ def _replay_encoders(
         num_features = speech.shape[0] * 25 // 16_000
         results["wav2vec.embedding"] = audio_encoder.encode(speech, num_features).cpu()
     return _not_empty(results, given, "t5.ids and t5.mask, clip.image or wav2vec.speech")
+
+
+def _take_integers(given: Tensors, name: str) -> torch.Tensor:
+    if name not in given:
+        raise InputError(f"{given.source}: expected tensor {name}, found none")
+    tensor = given[name]
+    if tensor.dtype not in (torch.int32, torch.int64) or len(tensor.shape) != 2:
+        raise InputError(
+            f"{given.file_of(name)}: expected {name} to be int32 or int64 [1, n], "
+            f"found {tensor.dtype} {list(tensor.shape)}"
+        )
+    return tensor
 
 
 def _not_empty(

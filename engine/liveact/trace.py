@@ -8,6 +8,7 @@ closing bracket to be missing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -38,11 +39,11 @@ class Span:
 class Timeline:
     """Spans of one session, from any thread.
 
-    Raises InputError when the trace file cannot be written.
+    Raises InputError, also from `span`, when the trace file cannot be written.
     """
 
     def __init__(self, trace_file: Path | None = None) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # see SessionState.lock
         self._spans: dict[str, deque[Span]] = {}
         self._origin_s = time.perf_counter()
         self._file: IO[str] | None = None
@@ -51,7 +52,7 @@ class Timeline:
                 self._file = trace_file.open("w", encoding="utf-8")
             except OSError as error:
                 raise InputError(f"{trace_file}: cannot be written: {error.strerror}") from error
-            self._file.write("[\n")
+            self._write_line("[")
         self._tracks: dict[str, int] = {}
 
     @contextmanager
@@ -76,12 +77,25 @@ class Timeline:
         return 1e3 * sum(max(0.0, s) for s in shared)
 
     def close(self) -> None:
-        """Finishes the trace file."""
+        """Finishes the trace file; nothing happens when there is none or it is finished."""
         with self._lock:
+            self._write_line("{}]")
             if self._file is not None:
-                self._file.write("{}]\n")
                 self._file.close()
                 self._file = None
+
+    def _write_line(self, line: str) -> None:
+        """Every line goes to the system at once: what there is of a trace can be read any time."""
+        if self._file is None:
+            return
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            broken, self._file = self._file, None
+            with contextlib.suppress(OSError):  # it flushes once more, and fails once more
+                broken.close()
+            raise InputError(f"{broken.name}: cannot be written: {error.strerror}") from error
 
     def _write(self, span: Span, track: str) -> None:
         with self._lock:
@@ -90,7 +104,7 @@ class Timeline:
             if track not in self._tracks:
                 self._tracks[track] = len(self._tracks) + 1
                 name = {"name": "thread_name", "ph": "M", "pid": 1, "tid": self._tracks[track]}
-                self._file.write(json.dumps(name | {"args": {"name": track}}) + ",\n")
+                self._write_line(json.dumps(name | {"args": {"name": track}}) + ",")
             event = {
                 "name": span.stage,
                 "cat": "block",
@@ -101,5 +115,4 @@ class Timeline:
                 "dur": round(1e3 * span.duration_ms, 1),
                 "args": {"block": span.block},
             }
-            self._file.write(json.dumps(event) + ",\n")
-            self._file.flush()
+            self._write_line(json.dumps(event) + ",")

@@ -1,0 +1,190 @@
+// The ops as launches. What a kernel is called, and the order of its arguments, is that of its spec
+// in triton_kernels/; the launcher checks number, types and promises against the manifest.
+
+#include "cuda_ops.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace liveact::cuda {
+
+namespace {
+
+std::string variant(DType dtype) {
+  return dtype == DType::f8 ? "f8" : dtype == DType::bf16 ? "bf16" : "f32";
+}
+
+int64_t v_stride(const KvSegment& segment) {
+  return (segment.tokens + kValueStride - 1) / kValueStride * kValueStride;
+}
+
+}  // namespace
+
+void CudaOps::patchify(const float* z, const float* y, int64_t z_channels, int64_t y_channels,
+                       int64_t y_frames, int64_t y_first, int64_t n, int64_t h, int64_t w,
+                       const Rows& tokens) {
+  launch("patchify",
+         {z, y, tokens.data, z_channels, y_channels, y_frames, y_first, n, h, w, tokens.size()});
+}
+
+void CudaOps::unpatchify(const Rows& tokens, int64_t channels, int64_t n, int64_t h, int64_t w,
+                         float* v) {
+  launch("unpatchify." + variant(tokens.dtype), {tokens.data, v, channels, n, h, w, tokens.size()});
+}
+
+void CudaOps::layer_norm(const Rows& x, const float* gain, const float* bias, float eps,
+                         const Rows& out) {
+  const std::string fixed = "layer_norm." + std::to_string(x.cols) + "." + variant(out.dtype);
+  if (device_.kernels().has(fixed)) {
+    launch(fixed, {x.data, gain, bias, out.data, out.scale, x.rows, eps});
+  } else {  // widths of the image and audio features, once per session or block
+    launch("layer_norm.conditioning." + variant(x.dtype),
+           {x.data, gain, bias, out.data, x.rows, x.cols, eps});
+  }
+}
+
+void CudaOps::rms_norm(const Rows& x, const float* gain, float eps, const Rows& out) {
+  launch("rms_norm." + std::to_string(x.cols) + ".bf16", {x.data, gain, out.data, x.rows, eps});
+}
+
+void CudaOps::activate(const Rows& x, Activation activation, const Rows& out) {
+  const char* names[] = {"gelu_tanh", "gelu_erf", "relu", "silu"};
+  const std::string name = std::string("activate.") + names[static_cast<int>(activation)];
+  if (out.dtype == DType::f8) {
+    launch(name + "." + std::to_string(x.cols) + ".f8", {x.data, out.data, out.scale, x.rows});
+  } else {
+    launch(name + ".bf16", {x.data, out.data, x.size()});
+  }
+}
+
+void CudaOps::quantize(const Rows& x, const Rows& out) {
+  if (out.dtype == DType::f8) {
+    launch("quantize." + std::to_string(x.cols) + "." + variant(x.dtype) + ".f8",
+           {x.data, out.data, out.scale, x.rows});
+  } else {
+    launch("quantize." + variant(x.dtype) + ".bf16", {x.data, out.data, x.size()});
+  }
+}
+
+void CudaOps::value_scale(const Rows& qkv, int64_t heads, float* v_scale) {
+  launch("value_scale", {qkv.data, v_scale, qkv.rows, heads});
+}
+
+void CudaOps::split_qkv(const Rows& qkv, const float* q_gain, const float* k_gain, float eps,
+                        const Rope& rope, int64_t first_position, const Heads& q,
+                        const KvSegment& current) {
+  launch("split_qkv.qk." + std::to_string(qkv.cols / 3) + "." + variant(q.dtype),
+         {qkv.data, q_gain, k_gain, q.data, q.scale, current.k, current.k_scale, rope.frame,
+          rope.row, rope.col, qkv.rows, rope.tokens_per_frame(),
+          static_cast<int64_t>(rope.grid_cols), first_position, eps});
+  launch("split_qkv.v." + variant(current.dtype),
+         {qkv.data, current.v, current.v_scale, qkv.rows, q.heads, v_stride(current)});
+}
+
+void CudaOps::store_kv(const Rows& k, const Rows& v, const KvSegment& segment) {
+  launch("store_kv.bf16", {k.data, v.data, segment.k, segment.v, segment.tokens, segment.heads});
+}
+
+void CudaOps::self_attention(const Heads& q, const KvSegment& context, const KvSegment& current,
+                             const Rows& out) {
+  launch("self_attention." + variant(current.dtype),
+         {q.data, q.scale, context.k, context.k_scale, context.v, current.k, current.k_scale,
+          current.v, current.v_scale, out.data, q.tokens, q.heads, context.tokens, current.tokens,
+          v_stride(context), v_stride(current)});
+}
+
+void CudaOps::cross_attention(const Rows& q, const KvSegment& text, int64_t pad_count,
+                              const KvSegment& image, const Rows& out) {
+  const float pad_bias = pad_count > 0 ? std::log(static_cast<float>(pad_count)) : 0.0f;
+  const int64_t text_keys = pad_count > 0 ? text.tokens : text.tokens - 1;
+  launch("cross_attention", {q.data, text.k, text.v, image.k, image.v, out.data, q.rows, text.heads,
+                             text.tokens, text_keys, image.tokens, pad_bias});
+}
+
+void CudaOps::audio_attention(const Rows& q, const Rows& kv, int64_t n, int64_t kv_frames,
+                              int64_t heads, const Rows& out) {
+  launch("audio_attention",
+         {q.data, kv.data, out.data, q.rows / n, n, heads, kv_frames, kv.rows / kv_frames});
+}
+
+// In place: targets that read the context go through staging, then come those that read the current
+// block only, then the staged slots are copied.
+void CudaOps::update_memory(std::span<const SlotUpdate> table, const CompressFilter& filter,
+                            const Rope& rope, int64_t first_slot, const KvSegment& current,
+                            const KvSegment& staging, const KvSegment& context) {
+  const std::string format = variant(context.dtype);
+  const int64_t frame_tokens = rope.tokens_per_frame();
+  const auto reads_context = [&](const SlotUpdate& update) {
+    return std::any_of(update.sources.begin(), update.sources.begin() + update.num_sources,
+                       [&](int slot) { return slot < first_slot; });
+  };
+  const auto build = [&](const SlotUpdate& update, const KvSegment& target) {
+    const std::string kind = update.compresses() ? "compress." : "move.";
+    const bool along_tokens = update.compresses() && filter.axis == CompressAxis::token;
+    const int64_t token_stride = along_tokens ? kCompressTaps : 1;
+    const int64_t tap_stride = along_tokens ? 1 : update.compresses() ? frame_tokens : 0;
+    const auto taps = [&](const float* given) {
+      return given == nullptr ? mean_taps_.f32() : given;
+    };
+    const auto& s = update.sources;
+    launch("update_memory.key." + kind + format, {context.k,
+                                                  context.k_scale,
+                                                  current.k,
+                                                  current.k_scale,
+                                                  target.k,
+                                                  target.k_scale,
+                                                  taps(filter.key_taps),
+                                                  rope.frame,
+                                                  rope.row,
+                                                  rope.col,
+                                                  context.heads,
+                                                  frame_tokens,
+                                                  static_cast<int64_t>(rope.grid_cols),
+                                                  context.tokens,
+                                                  current.tokens,
+                                                  first_slot,
+                                                  s[0],
+                                                  s[1],
+                                                  s[2],
+                                                  s[3],
+                                                  s[4],
+                                                  update.target,
+                                                  token_stride,
+                                                  tap_stride});
+    launch("update_memory.value." + kind + format,
+           {context.v, current.v, target.v, context.v_scale, taps(filter.value_taps), context.heads,
+            frame_tokens, v_stride(context), v_stride(current), first_slot, s[0], s[1], s[2], s[3],
+            s[4], update.target, token_stride, tap_stride});
+  };
+  for (const SlotUpdate& update : table) {
+    if (reads_context(update)) build(update, staging);
+  }
+  for (const SlotUpdate& update : table) {
+    if (!reads_context(update)) build(update, context);
+  }
+  for (const SlotUpdate& update : table) {
+    if (!reads_context(update)) continue;
+    launch("update_memory.copy." + format,
+           {staging.k, staging.k_scale, staging.v, context.k, context.k_scale, context.v,
+            context.heads, frame_tokens, context.tokens, v_stride(context), update.target});
+  }
+}
+
+void CudaOps::guide(float* v, const float* v_null, float guidance, int64_t size) {
+  launch("guide", {v, v_null, guidance, size});
+}
+
+void CudaOps::sampler_step(float* z, const float* v, const float* noise, float sigma,
+                           float next_sigma, int64_t size) {
+  launch(noise == nullptr ? "sampler_step.last" : "sampler_step.renoise",
+         {z, v, noise, sigma, next_sigma, size});
+}
+
+bool CudaOps::all_finite(const float* x, int64_t size) {
+  int32_t finite = 0;
+  launch("all_finite", {x, flag_.data(), size});
+  download(&finite, flag_.data(), sizeof(finite));
+  return finite != 0;
+}
+
+}  // namespace liveact::cuda

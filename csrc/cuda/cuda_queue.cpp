@@ -1,0 +1,155 @@
+// The queue itself: copies, graphs, products. The launches of kernels are in cuda_ops.cpp.
+
+#include <utility>
+#include <vector>
+
+#include "cuda_ops.h"
+
+namespace liveact::cuda {
+
+namespace {
+
+constexpr int64_t kWorkspaceBytes = 64 << 20;  // what cuBLASLt wants on Hopper (32 MiB), doubled
+
+int64_t tap_bytes(const OpsLimits& limits) {
+  return limits.max_cols * kCompressTaps * static_cast<int64_t>(sizeof(float));
+}
+
+CUdeviceptr address(const void* pointer) { return reinterpret_cast<CUdeviceptr>(pointer); }
+
+}  // namespace
+
+int64_t CudaOps::bytes(const OpsLimits& limits) {
+  return kWorkspaceBytes + limits.max_operand * size_bytes(DType::bf16) + 4 + tap_bytes(limits);
+}
+
+CudaOps::CudaOps(CudaDevice& device, const OpsLimits& limits)
+    : device_(device),
+      driver_(device.driver()),
+      workspace_(device, kWorkspaceBytes),
+      product_(device, limits.max_operand * size_bytes(DType::bf16)),
+      flag_(device, 4),
+      mean_taps_(device, tap_bytes(limits)) {
+  const std::vector<float> mean(limits.max_cols * kCompressTaps, 1.0f / kCompressTaps);
+  device_.upload(mean_taps_.data(), mean.data(), tap_bytes(limits));
+  const ContextScope scope(driver_, device_.context());
+  LIVEACT_DRIVER(driver_, stream_create(&stream_, kStreamNonBlocking, 0));
+  const CublasLt& lt = device_.cublaslt();
+  lt.check(lt.create(&cublaslt_), "cublasLtCreate");
+  gemms_ = std::make_unique<GemmPlans>(lt, cublaslt_, workspace_.data(), kWorkspaceBytes);
+}
+
+CudaOps::~CudaOps() {
+  const ContextScope scope(driver_, device_.context());
+  if (recording_ >= 0) {  // an op failed while it was recorded
+    CUgraph graph = nullptr;
+    if (driver_.capture_end(stream_, &graph) == kSuccess) driver_.graph_destroy(graph);
+  }
+  driver_.stream_synchronize(stream_);
+  for (const auto& [key, graph] : graphs_) driver_.graph_exec_destroy(graph);
+  gemms_.reset();
+  device_.cublaslt().destroy(cublaslt_);
+  driver_.stream_destroy(stream_);
+}
+
+void CudaOps::launch(const std::string& name, std::initializer_list<Argument> arguments) const {
+  const ContextScope scope(driver_, device_.context());
+  device_.kernels().launch(name, stream_, arguments);
+}
+
+// fp8: the gate rides in the scale of the weight, the residual in beta = 1. bf16 products have no
+// scale per channel, so a gated one takes an extra pass.
+void CudaOps::linear(const Rows& x, const Weight& weight, const Epilogue& epilogue,
+                     const Rows& out) {
+  LIVEACT_CHECK(x.dtype == weight.dtype && x.dtype != DType::f32, "cuda linear: expected x and ",
+                "weight both fp8 or both bf16, got ", liveact::name(x.dtype), " and ",
+                liveact::name(weight.dtype));
+  const ContextScope scope(driver_, device_.context());
+  const void* operand = x.data;
+  if (x.row_stride() != x.cols) {  // rows that overlap, as the audio windows do
+    const int64_t row_bytes = x.cols * size_bytes(x.dtype);
+    for (int64_t row = 0; row < x.rows; ++row) {
+      const auto* source =
+          static_cast<const char*>(x.data) + row * x.row_stride() * size_bytes(x.dtype);
+      driver_.check(
+          driver_.copy_on_device(address(product_.data()) + row * row_bytes, address(source),
+                                 static_cast<size_t>(row_bytes), stream_),
+          "cuMemcpyDtoDAsync");
+    }
+    operand = product_.data();
+  }
+  const bool gated = x.dtype == DType::bf16 && epilogue.scale != nullptr;
+  const GemmShape shape{.m = x.rows,
+                        .n = weight.n,
+                        .k = weight.k,
+                        .operands = x.dtype,
+                        .out = out.dtype,
+                        .bias = !gated && epilogue.bias != nullptr,
+                        .accumulate = !gated && epilogue.accumulate};
+  void* target = gated ? product_.data() : out.data;
+  gemms_->run(shape, operand, x.scale, weight.parts[0].data, epilogue.scale, epilogue.bias, target,
+              stream_);
+  if (gated) {
+    device_.kernels().launch(
+        "apply_epilogue", stream_,
+        {product_.data(), epilogue.scale, epilogue.bias, out.data, x.rows, weight.n});
+  }
+}
+
+bool CudaOps::replay(int key) {
+  const auto found = graphs_.find(key);
+  if (found == graphs_.end() || found->second == nullptr) return false;
+  const ContextScope scope(driver_, device_.context());
+  LIVEACT_DRIVER(driver_, graph_launch(found->second, stream_));
+  return true;
+}
+
+// The first time a key comes its ops run as they are: cuBLASLt loads its kernels then, which it may
+// not do while a stream is captured. The second time they are captured and launched as a graph.
+void CudaOps::begin_record(int key) {
+  if (graphs_.emplace(key, nullptr).second) return;
+  const ContextScope scope(driver_, device_.context());
+  LIVEACT_DRIVER(driver_, capture_begin(stream_, kCaptureThreadLocal));
+  recording_ = key;
+}
+
+void CudaOps::end_record() {
+  if (recording_ < 0) return;
+  const ContextScope scope(driver_, device_.context());
+  CUgraph graph = nullptr;
+  const int key = std::exchange(recording_, -1);
+  LIVEACT_DRIVER(driver_, capture_end(stream_, &graph));
+  CUgraphExec executable = nullptr;
+  const CUresult result = driver_.graph_instantiate(&executable, graph, 0);
+  driver_.graph_destroy(graph);
+  driver_.check(result, "cuGraphInstantiate");
+  graphs_[key] = executable;
+  LIVEACT_DRIVER(driver_, graph_launch(executable, stream_));
+}
+
+void CudaOps::forget() {
+  if (graphs_.empty()) return;
+  const ContextScope scope(driver_, device_.context());
+  LIVEACT_DRIVER(driver_, stream_synchronize(stream_));
+  for (auto& [key, graph] : graphs_) {
+    if (graph != nullptr) driver_.graph_exec_destroy(graph);
+    graph = nullptr;  // the key stays known: its kernels are loaded
+  }
+}
+
+void CudaOps::upload(void* target, const void* host, int64_t bytes) {
+  const ContextScope scope(driver_, device_.context());
+  driver_.check(driver_.copy_to_device(address(target), host, static_cast<size_t>(bytes), stream_),
+                "cuMemcpyHtoDAsync");
+  // The host memory is the caller's and may go away.
+  LIVEACT_DRIVER(driver_, stream_synchronize(stream_));
+}
+
+void CudaOps::download(void* host, const void* source, int64_t bytes) {
+  const ContextScope scope(driver_, device_.context());
+  driver_.check(driver_.copy_to_host(host, address(source), static_cast<size_t>(bytes), stream_),
+                "cuMemcpyDtoHAsync");
+  LIVEACT_DRIVER(driver_, stream_synchronize(stream_));
+}
+
+}  // namespace liveact::cuda

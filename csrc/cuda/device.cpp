@@ -1,0 +1,94 @@
+#include <algorithm>
+
+#include "cuda_backend.h"
+#include "cuda_ops.h"
+
+namespace liveact::cuda {
+
+CudaDevice::CudaDevice(int index, std::vector<KernelImage> images, const CudaLibraries& libraries)
+    : driver_(libraries.driver), cublaslt_(libraries.cublaslt) {
+  int count = 0;
+  LIVEACT_DRIVER(driver_, device_count(&count));
+  LIVEACT_CHECK(index >= 0 && index < count, "cuda: expected one of ", count,
+                " devices, got index ", index);
+  LIVEACT_DRIVER(driver_, device_get(&device_, index));
+  LIVEACT_DRIVER(driver_, context_retain(&context_, device_));
+  try {
+    const ContextScope scope(driver_, context_);
+    LIVEACT_DRIVER(driver_, stream_create(&upload_stream_, kStreamNonBlocking, 0));
+    kernels_ = std::make_unique<KernelTable>(driver_, std::move(images));
+  } catch (...) {
+    driver_.context_release(device_);
+    throw;
+  }
+  name_ = "cuda:" + std::to_string(index);
+}
+
+CudaDevice::~CudaDevice() {
+  {
+    const ContextScope scope(driver_, context_);
+    kernels_.reset();
+    driver_.stream_destroy(upload_stream_);
+  }
+  driver_.context_release(device_);
+}
+
+std::string CudaDevice::architecture(int index, const std::string& driver_library) {
+  const Driver driver(driver_library);
+  CUdevice device = 0;
+  int major = 0;
+  int minor = 0;
+  LIVEACT_DRIVER(driver, device_get(&device, index));
+  LIVEACT_DRIVER(driver, device_attribute(&major, kComputeCapabilityMajor, device));
+  LIVEACT_DRIVER(driver, device_attribute(&minor, kComputeCapabilityMinor, device));
+  // From Hopper on the instructions of one chip are not those of the next: the suffix says so.
+  return "sm_" + std::to_string(major * 10 + minor) + (major >= 9 ? "a" : "");
+}
+
+void* CudaDevice::allocate(int64_t bytes) {
+  const ContextScope scope(driver_, context_);
+  const auto size = static_cast<size_t>(std::max<int64_t>(bytes, 1));
+  CUdeviceptr pointer = 0;
+  const CUresult result = driver_.memory_allocate(&pointer, size);
+  if (result != kSuccess) {
+    size_t free_bytes = 0;
+    size_t total_bytes = 0;
+    driver_.memory_info(&free_bytes, &total_bytes);
+    detail::fail(name_, ": expected room for ", bytes, " bytes, found ", free_bytes, " of ",
+                 total_bytes, " free");
+  }
+  driver_.check(driver_.memory_set(pointer, 0, size, upload_stream_), "cuMemsetD8Async");
+  driver_.check(driver_.stream_synchronize(upload_stream_), "cuStreamSynchronize");
+  void* address = reinterpret_cast<void*>(pointer);
+  const std::lock_guard lock(mutex_);
+  sizes_[address] = bytes;
+  allocated_bytes_ += bytes;
+  ++allocation_count_;
+  return address;
+}
+
+void CudaDevice::release(void* pointer) {
+  const ContextScope scope(driver_, context_);
+  driver_.memory_free(reinterpret_cast<CUdeviceptr>(pointer));
+  const std::lock_guard lock(mutex_);
+  const auto found = sizes_.find(pointer);
+  if (found == sizes_.end()) return;
+  allocated_bytes_ -= found->second;
+  sizes_.erase(found);
+}
+
+void CudaDevice::upload(void* target, const void* host, int64_t bytes) {
+  const ContextScope scope(driver_, context_);
+  driver_.check(driver_.copy_to_device(reinterpret_cast<CUdeviceptr>(target), host,
+                                       static_cast<size_t>(bytes), upload_stream_),
+                "cuMemcpyHtoDAsync");
+  driver_.check(driver_.stream_synchronize(upload_stream_), "cuStreamSynchronize");
+}
+
+std::unique_ptr<Ops> CudaDevice::open_ops(const OpsLimits& limits) {
+  return std::make_unique<CudaOps>(*this, limits);
+}
+
+int64_t CudaDevice::ops_bytes(const OpsLimits& limits) const { return CudaOps::bytes(limits); }
+
+}  // namespace liveact::cuda

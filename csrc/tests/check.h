@@ -1,0 +1,68 @@
+// The test harness: TEST registers a case, a failed CHECK is printed and the case goes on.
+// Checks are for the thread that runs the case.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <exception>
+#include <source_location>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace liveact::test {
+
+struct Case {
+  const char* name;
+  void (*run)();
+};
+
+std::vector<Case>& cases();
+int64_t new_count();  // calls of operator new so far, by all threads
+
+using Where = std::source_location;
+void fail(const std::string& message, Where where = Where::current());  // of the running case
+
+template <typename... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream out;
+  out.precision(9);
+  (out << ... << parts);
+  return out.str();
+}
+
+// Runs f, which is to throw an E whose message contains `expected`.
+template <typename E, typename F>
+void check_throws(F&& f, const std::string& expected, Where where = Where::current()) {
+  try {
+    f();
+    fail("expected an exception with '" + expected + "', got none", where);
+  } catch (const E& error) {
+    if (std::string(error.what()).find(expected) != std::string::npos) return;
+    fail("expected a message with '" + expected + "', got '" + error.what() + "'", where);
+  } catch (const std::exception& error) {
+    fail(std::string("expected another type of exception, got '") + error.what() + "'", where);
+  }
+}
+
+template <typename A, typename B>
+void check_equal(const A& a, const B& b, const char* names, Where where = Where::current()) {
+  if (!(a == b)) fail(text("expected ", names, ", got ", a, " and ", b), where);
+}
+
+inline void check_near(double a, double b, double tolerance, const char* names,
+                       Where where = Where::current()) {
+  if (std::abs(a - b) <= tolerance) return;
+  fail(text("expected ", names, ", got ", a, " and ", b, ", tolerance ", tolerance), where);
+}
+
+}  // namespace liveact::test
+
+#define TEST(name)                                                                      \
+  static void name();                                                                   \
+  static const bool name##_registered = (test::cases().push_back({#name, name}), true); \
+  static void name()
+#define CHECK(condition) \
+  if (!(condition)) ::liveact::test::fail("expected " #condition)
+#define CHECK_EQ(a, b) ::liveact::test::check_equal(a, b, #a " == " #b)
+#define CHECK_NEAR(a, b, tolerance) ::liveact::test::check_near(a, b, tolerance, #a " near " #b)

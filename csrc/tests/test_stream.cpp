@@ -1,0 +1,407 @@
+// Model and Stream on a tiny random model: what a session may rely on, not the numbers (those are
+// compared with recordings elsewhere).
+
+#include <atomic>
+#include <thread>
+
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
+#include "operands.h"
+#include "stream.h"
+
+namespace liveact {
+
+namespace {
+
+using test::check_throws;
+
+const ModelConfig kConfig = {.dim = 64,
+                             .ffn_dim = 96,
+                             .num_heads = 2,
+                             .num_layers = 2,
+                             .in_dim = 7,
+                             .out_dim = 4,
+                             .text_dim = 24,
+                             .text_len = 16,
+                             .freq_dim = 32,
+                             .intermediate_dim = 16,
+                             .output_dim = 24,
+                             .context_tokens = 4,
+                             .image_dim = 20,
+                             .audio_dim = 12,
+                             .eps = 1e-6f};
+constexpr int64_t kHeight = 4, kWidth = 6, kImageTokens = 9, kTextTokens = 5;
+
+// Random weights in host memory, scaled so that activations keep their size.
+struct Checkpoint {
+  explicit Checkpoint(DType dtype, const ModelConfig& config = kConfig) {
+    test::Random random(99);
+    for (const TensorSpec& spec : expected_tensors(config)) {
+      int64_t size = 1;
+      for (const int64_t extent : spec.shape) size *= extent;
+      const bool gain = spec.name.find("norm") != std::string::npos && spec.shape.size() == 1;
+      const float fan_in = static_cast<float>(size / spec.shape[0]);
+      std::vector<uint8_t>& bytes = memory.emplace_back(size * size_bytes(dtype));
+      for (int64_t i = 0; i < size; ++i) {
+        test::set_element(bytes.data(), dtype, i,
+                          (gain ? 1.0f : 0.0f) + random.normal() / std::sqrt(fan_in + 3.0f));
+      }
+      tensors[spec.name] = {bytes.data(), dtype, spec.shape};
+    }
+  }
+  std::vector<std::vector<uint8_t>> memory;
+  HostTensors tensors;
+};
+
+struct Fixture {
+  explicit Fixture(DType precision, DType stored = DType::bf16)
+      : checkpoint(stored),
+        device(std::make_shared<cpu::CpuDevice>()),
+        model(std::make_shared<Model>(device, kConfig, checkpoint.tensors,
+                                      Precision::uniform(precision, kConfig.num_layers))) {}
+  Checkpoint checkpoint;
+  std::shared_ptr<cpu::CpuDevice> device;
+  std::shared_ptr<Model> model;
+};
+
+StreamOptions options_with(float audio_guidance = 1.0f) {
+  return {.latent_height = kHeight,
+          .latent_width = kWidth,
+          .slots = {},
+          .memory = {},
+          .audio_guidance = audio_guidance,
+          .max_image_tokens = kImageTokens};
+}
+
+// A stream with its conditioning and the inputs of its blocks, which depend on the seed.
+class Session {
+ public:
+  Session(std::shared_ptr<const Model> model, const StreamOptions& options, uint64_t seed)
+      : stream(std::move(model), options), random_(seed) {
+    const SlotCounts& slots = options.slots;
+    const int64_t frames = slots.total();
+    set_prompt(kTextTokens);
+    stream.set_image(random_.normals(kImageTokens * kConfig.image_dim).data(), kImageTokens,
+                     random_.normals((kConfig.in_dim - kConfig.out_dim) * frames * kPlane).data(),
+                     frames);
+    const int64_t most = kConfig.out_dim * std::max(slots.current, slots.first_block()) * kPlane;
+    noise = random_.normals(most);
+    renoise_ = random_.normals(2 * most);
+    audio_ =
+        random_.normals((4 * std::max(slots.current, slots.first_block()) + 4) * kConfig.audio_dim);
+    latent_.resize(most);
+    velocities_.resize(3 * most);
+  }
+  void set_prompt(int64_t tokens) {
+    stream.set_prompt(random_.normals(tokens * kConfig.text_dim).data(), tokens);
+  }
+  // The same inputs at every block, so that this allocates nothing either.
+  void denoise() {
+    stream.denoise(noise.data(), renoise_.data(), audio_.data(), latent_.data(),
+                   velocities_.data());
+  }
+  // Latent and velocities of the next blocks, one after another.
+  std::vector<float> run(int blocks) {
+    std::vector<float> all;
+    for (int i = 0; i < blocks; ++i) {
+      const int64_t size = kConfig.out_dim * stream.frames_of_next_block() * kPlane;
+      denoise();
+      all.insert(all.end(), latent_.begin(), latent_.begin() + size);
+      all.insert(all.end(), velocities_.begin(), velocities_.begin() + 3 * size);
+    }
+    return all;
+  }
+
+  Stream stream;
+  std::vector<float> noise;
+
+ private:
+  static constexpr int64_t kPlane = kHeight * kWidth;
+  test::Random random_;
+  std::vector<float> renoise_, audio_, latent_, velocities_;
+};
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), 4 * a.size()) == 0;
+}
+
+bool all_finite(const std::vector<float>& x) {
+  return std::all_of(x.begin(), x.end(), [](float value) { return std::isfinite(value); });
+}
+
+}  // namespace
+
+TEST(blocks_and_their_sizes) {
+  const Fixture fixture(DType::f32);
+  Session session(fixture.model, options_with(), 1);
+  for (int64_t block = 0; block < 3; ++block) {
+    CHECK_EQ(session.stream.next_block(), block);
+    CHECK_EQ(session.stream.frames_of_next_block(), block == 0 ? 6 : 8);
+    CHECK_EQ(session.stream.audio_rows_of_next_block(), block == 0 ? 25 : 36);
+    CHECK(all_finite(session.run(1)));
+  }
+  CHECK_EQ(session.stream.next_block(), 3);
+  CHECK_EQ(session.stream.tokens_per_frame(), 6);
+}
+
+TEST(other_slot_counts_run) {
+  const Fixture fixture(DType::f32);
+  for (const SlotCounts& slots :
+       {SlotCounts{1, 2, 2, 6}, SlotCounts{1, 0, 0, 2}, SlotCounts{4, 3, 2, 5}}) {
+    StreamOptions options = options_with(1.7f);
+    options.slots = slots;
+    Session session(fixture.model, options, 2);
+    CHECK_EQ(session.stream.frames_of_next_block(), slots.context());
+    CHECK(all_finite(session.run(3)));
+    CHECK_EQ(session.stream.frames_of_next_block(), slots.current);
+  }
+}
+
+// The tokens of a prompt that is not full are completed with zero rows: writing them out must
+// change nothing but the order of a sum.
+TEST(short_prompts_are_padded_with_zeros) {
+  const Fixture fixture(DType::f32, DType::f32);
+  Session padded(fixture.model, options_with(), 3);
+  Session literal(fixture.model, options_with(), 3);
+  std::vector<float> text = test::Random(4).normals(kConfig.text_len * kConfig.text_dim);
+  std::fill(text.begin() + kTextTokens * kConfig.text_dim, text.end(), 0.0f);
+  padded.stream.set_prompt(text.data(), kTextTokens);
+  literal.stream.set_prompt(text.data(), kConfig.text_len);
+  const std::vector<float> a = padded.run(2);
+  const std::vector<float> b = literal.run(2);
+  double difference = 0.0;
+  double size = 0.0;
+  for (size_t i = 0; i < a.size(); ++i) difference += std::pow(a[i] - b[i], 2);
+  for (size_t i = 0; i < a.size(); ++i) size += std::pow(b[i], 2);
+  // fp32 over some 200 dependent operations of up to 96 terms: sqrt(200 · 96) · u.
+  CHECK(std::sqrt(difference / size) < 140 * test::kUlp);
+  CHECK(!same_bits(a, b));
+}
+
+TEST(wrong_inputs_are_refused) {
+  const Fixture fixture(DType::f32);
+  const std::vector<float> zeros(4096, 0.0f);
+  Stream stream(fixture.model, options_with());
+  const auto denoise = [&] {
+    stream.denoise(zeros.data(), zeros.data(), zeros.data(), nullptr, nullptr);
+  };
+  check_throws<Error>(denoise, "denoise: expected set_prompt and set_image before the first block");
+  check_throws<Error>([&] { stream.set_prompt(zeros.data(), 0); },
+                      "set_prompt: expected 1 to 16 tokens, got 0");
+  check_throws<Error>([&] { stream.set_prompt(zeros.data(), 17); }, "got 17");
+  check_throws<Error>([&] { stream.set_image(zeros.data(), 0, zeros.data(), 14); },
+                      "set_image: expected 1 to 9 image tokens, got 0");
+  check_throws<Error>([&] { stream.set_image(zeros.data(), 10, zeros.data(), 14); }, "got 10");
+  check_throws<Error>([&] { stream.set_image(zeros.data(), 9, zeros.data(), 13); },
+                      "set_image: expected at least 14 latent frames of conditioning, got 13");
+  check_throws<Error>([&] { stream.export_context(0, 0, nullptr, nullptr); },
+                      "export_context: expected at least one block, got none");
+  stream.set_prompt(zeros.data(), 1);
+  check_throws<Error>(denoise, "expected set_prompt and set_image");  // still no image
+
+  Session session(fixture.model, options_with(), 5);
+  session.run(1);
+  check_throws<Error>([&] { session.stream.set_image(zeros.data(), 9, zeros.data(), 14); },
+                      "set_image: expected before the first block, got block 1");
+  check_throws<Error>([&] { session.stream.export_context(3, 0, nullptr, nullptr); },
+                      "export_context: expected step 0..2 and a layer of the model, got 3, 0");
+  check_throws<Error>([&] { session.stream.export_context(0, 2, nullptr, nullptr); }, "got 0, 2");
+  CHECK(all_finite(session.run(1)));  // a refused call leaves a stream as it was
+}
+
+TEST(wrong_options_are_refused) {
+  const Fixture fixture(DType::f32);
+  const int64_t before = fixture.device->allocation_count();
+  const auto refused = [&](auto change, const std::string& expected) {
+    StreamOptions options = options_with();
+    change(options);
+    check_throws<Error>([&] { Stream(fixture.model, options); }, expected);
+    check_throws<Error>(
+        [&] {
+          Stream::required_bytes(*fixture.device, kConfig, fixture.model->precision(), options);
+        },
+        expected);
+  };
+  refused([](StreamOptions& o) { o.latent_height = 5; },
+          "expected an even latent height and width of 2 to 1024, got 5x6");
+  refused([](StreamOptions& o) { o.latent_width = 0; }, "got 4x0");
+  refused([](StreamOptions& o) { o.latent_width = 1026; }, "got 4x1026");
+  refused([](StreamOptions& o) { o.max_image_tokens = 0; }, "expected room for image tokens");
+  refused([](StreamOptions& o) { o.audio_guidance = 0.5f; }, "audio guidance >= 1, got 0.5");
+  refused([](StreamOptions& o) { o.audio_guidance = NAN; }, "expected a finite audio guidance");
+  refused([](StreamOptions& o) { o.audio_guidance = INFINITY; }, "expected a finite");
+  refused([](StreamOptions& o) { o.slots.short_term = 9; }, "short-term slots");
+  refused(
+      [](StreamOptions& o) {
+        o.slots.current = 6;
+        o.memory.memory = Memory::sharded;
+      },
+      "sharded memory is defined for slot counts 2,2,2,8 only");
+  CHECK_EQ(fixture.device->allocation_count(), before);
+}
+
+TEST(wrong_models_are_refused) {
+  const Checkpoint checkpoint(DType::bf16);
+  const auto device = std::make_shared<cpu::CpuDevice>();
+  const auto refused = [&](ModelConfig config, HostTensors tensors, int64_t policy_layers,
+                           const std::string& expected) {
+    check_throws<Error>(
+        [&] { Model(device, config, tensors, Precision::uniform(DType::f32, policy_layers)); },
+        expected);
+    CHECK_EQ(device->allocated_bytes(), 0);
+  };
+  HostTensors tensors = checkpoint.tensors;
+  tensors.erase("blocks.1.ffn.0.bias");
+  refused(kConfig, tensors, 2, "checkpoint: expected tensor blocks.1.ffn.0.bias [96], found none");
+  tensors = checkpoint.tensors;
+  tensors["head.head.weight"].shape = {16, 63};
+  refused(kConfig, tensors, 2, "expected tensor head.head.weight to be [16, 64], found [16, 63]");
+  refused(kConfig, checkpoint.tensors, 3, "precision policy: expected 2 layers, got 3");
+  ModelConfig config = kConfig;
+  config.num_heads = 3;
+  refused(config, checkpoint.tensors, 2, "dim to be a multiple of num_heads, got 64 and 3");
+  config.num_heads = 16;
+  refused(config, checkpoint.tensors, 2, "even head dim of at least 8, got 4");
+  config = kConfig;
+  config.in_dim = config.out_dim;
+  refused(config, checkpoint.tensors, 2, "in_dim > out_dim");
+}
+
+TEST(nan_fails_one_stream_only) {
+  for (const DType precision : test::kAllTypes) {
+    const Fixture fixture(precision);
+    Session alone(fixture.model, options_with(), 6);
+    const std::vector<float> expected = alone.run(3);
+
+    Session other(fixture.model, options_with(), 6);
+    std::vector<float> got = other.run(1);
+    for (const float bad : {NAN, INFINITY}) {
+      Session broken(fixture.model, options_with(), 7);
+      broken.run(1);
+      broken.noise[11] = bad;
+      check_throws<NonFiniteError>([&] { broken.denoise(); },
+                                   "denoise: block 1 has a NaN or an infinity in its latent");
+      CHECK_EQ(broken.stream.next_block(), 1);
+      broken.noise[11] = 0.0f;
+      check_throws<Error>([&] { broken.denoise(); },
+                          "denoise: expected a working stream, got one that failed before");
+    }
+    const std::vector<float> rest = other.run(2);
+    got.insert(got.end(), rest.begin(), rest.end());
+    CHECK(same_bits(got, expected));
+  }
+}
+
+TEST(cancel_stops_a_running_denoise) {
+  const Fixture fixture(DType::f32);
+  Session session(fixture.model, options_with(), 8);
+  std::atomic<int64_t> blocks{0};
+  std::string message;
+  std::thread worker([&] {
+    try {
+      for (; blocks < 100000; ++blocks) session.denoise();
+    } catch (const CancelledError& error) {
+      message = error.what();
+    }
+  });
+  while (blocks < 2) std::this_thread::yield();
+  session.stream.cancel();
+  worker.join();
+  CHECK_EQ(message, "denoise: cancelled");
+  CHECK(blocks < 100000);
+  check_throws<Error>([&] { session.denoise(); }, "expected a working stream");
+}
+
+// Everything is allocated when a stream opens: no device memory ever after, and from block 2 on
+// (when OpenMP has its threads) nothing on the heap either, whatever the number of the block.
+TEST(denoise_allocates_nothing) {
+  for (const DType precision : test::kAllTypes) {
+    const Fixture fixture(precision);
+    Session session(fixture.model, options_with(1.7f), 9);
+    const int64_t device_count = fixture.device->allocation_count();
+    const int64_t device_bytes = fixture.device->allocated_bytes();
+    for (int block = 0; block < 3; ++block) session.denoise();
+    const int64_t calls = test::new_count();
+#if defined(__GLIBC__)
+    const size_t heap_bytes = mallinfo2().uordblks;  // 0 under a sanitizer
+#endif
+    const int last = precision == DType::f32 ? 300 : 10;
+    while (session.stream.next_block() <= last) session.denoise();
+    CHECK_EQ(test::new_count(), calls);
+#if defined(__GLIBC__)
+    CHECK_EQ(mallinfo2().uordblks, heap_bytes);
+#endif
+    CHECK_EQ(fixture.device->allocation_count(), device_count);
+    CHECK_EQ(fixture.device->allocated_bytes(), device_bytes);
+  }
+}
+
+TEST(streams_in_two_threads_get_the_bits_they_get_alone) {
+  for (const DType precision : test::kAllTypes) {
+    const Fixture fixture(precision);
+    std::vector<float> alone[2], together[2];
+    for (int i = 0; i < 2; ++i) {
+      Session session(fixture.model, options_with(), 20 + i);
+      alone[i] = session.run(3);
+    }
+    CHECK(!same_bits(alone[0], alone[1]));
+    Session sessions[] = {{fixture.model, options_with(), 20}, {fixture.model, options_with(), 21}};
+    std::thread first([&] { together[0] = sessions[0].run(3); });
+    std::thread second([&] { together[1] = sessions[1].run(3); });
+    first.join();
+    second.join();
+    for (int i = 0; i < 2; ++i) CHECK(same_bits(together[i], alone[i]));
+  }
+}
+
+TEST(required_bytes_are_what_a_stream_takes) {
+  for (const DType precision : test::kAllTypes) {
+    for (const float guidance : {1.0f, 1.7f}) {
+      Fixture fixture(precision);
+      const int64_t before = fixture.device->allocated_bytes();
+      const int64_t required = Stream::required_bytes(
+          *fixture.device, kConfig, fixture.model->precision(), options_with(guidance));
+      CHECK_EQ(fixture.device->allocated_bytes(), before);
+      {
+        Session session(fixture.model, options_with(guidance), 10);
+        CHECK_EQ(fixture.device->allocated_bytes() - before, required);
+        CHECK_EQ(session.stream.device_bytes(), required);
+      }
+      CHECK_EQ(fixture.device->allocated_bytes(), before);
+      fixture.model.reset();
+      CHECK_EQ(fixture.device->allocated_bytes(), 0);
+    }
+  }
+}
+
+TEST(weight_bytes_are_what_a_model_holds) {
+  for (const DType stored : {DType::f32, DType::bf16}) {
+    for (const DType precision : test::kAllTypes) {
+      const Fixture fixture(precision, stored);
+      const Model& model = *fixture.model;
+      std::vector<const Linear*> linears = {
+          &model.patch_embedding, &model.text_in,      &model.text_out,
+          &model.image_in,        &model.image_out,    &model.head,
+          &model.audio_window,    &model.audio_hidden, &model.audio_out};
+      for (const Layer& layer : model.layers) {
+        for (const Linear* linear :
+             {&layer.self_qkv, &layer.self_o, &layer.cross_q, &layer.cross_o, &layer.text_k,
+              &layer.text_v, &layer.image_k, &layer.image_v, &layer.audio_q, &layer.audio_kv,
+              &layer.audio_o, &layer.ffn_up, &layer.ffn_down}) {
+          linears.push_back(linear);
+        }
+      }
+      int64_t bytes = 0;
+      for (const Linear* linear : linears) {
+        const Weight& weight = linear->weight;
+        bytes += weight.n * weight.k * size_bytes(weight.dtype);
+        if (weight.dtype == DType::f8) bytes += 4 * weight.n;
+      }
+      CHECK_EQ(weight_bytes(kConfig, model.precision(), stored), bytes);
+    }
+  }
+}
+
+}  // namespace liveact

@@ -1,0 +1,381 @@
+// A stand-in for libcuda and libcublasLt without a GPU: the launch path can be tested anywhere.
+//
+// Device memory is host memory, so copies are real, and so are the products (plain loops). A kernel
+// does nothing, unless the test gives a hook that runs it (Triton's interpreter does). Graphs keep
+// what was captured and run it when launched. Every call is one line of a log; a test can make any
+// call fail once. Modules are named by their image: a test passes a kernel's name as its cubin.
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dtype.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+// kernel name, addresses of the parameters, grid
+using Hook = void (*)(const char*, void**, unsigned, unsigned, unsigned);
+
+struct Graph {
+  std::vector<std::function<void()>> work;
+};
+
+std::recursive_mutex mutex;
+std::string log_text;
+std::map<std::string, int> failures;          // call -> code, once
+std::map<std::string, std::string> declared;  // kernel -> 'p', 'i' or 'f' per parameter
+std::map<uintptr_t, std::string> modules;     // CUmodule -> image
+std::map<uintptr_t, std::string> functions;   // CUfunction -> image of its module
+uintptr_t next_handle = 0x1000;
+long live_allocations = 0;
+Graph* capture = nullptr;
+Hook hook = nullptr;
+
+template <typename... Parts>
+int record(const char* call, const Parts&... parts) {
+  const std::lock_guard lock(mutex);
+  std::ostringstream line;
+  line << call;
+  ((line << ' ' << parts), ...);
+  log_text += line.str() + "\n";
+  const auto failure = failures.find(call);
+  if (failure == failures.end()) return 0;
+  const int code = failure->second;
+  failures.erase(failure);
+  return code;
+}
+
+template <typename T>
+void give(T* target, uintptr_t handle) {
+  std::memcpy(target, &handle, sizeof(handle));
+}
+
+// Now, or when the graph being captured is launched.
+void run(std::function<void()> work) {
+  if (capture != nullptr) {
+    capture->work.push_back(std::move(work));
+  } else {
+    work();
+  }
+}
+
+// The parameters of a launch, copied: the caller's go away.
+struct Launch {
+  std::string name;
+  unsigned grid[3];
+  std::vector<uint64_t> values;
+
+  Launch(std::string kernel, unsigned x, unsigned y, unsigned z, void** parameters)
+      : name(std::move(kernel)), grid{x, y, z} {
+    for (const char type : declared[name]) {
+      uint64_t value = 0;
+      std::memcpy(&value, parameters[values.size()], type == 'p' ? 8 : 4);
+      values.push_back(value);
+    }
+  }
+
+  void operator()() {
+    if (hook != nullptr) {
+      std::vector<void*> addresses;
+      for (uint64_t& value : values) addresses.push_back(&value);
+      hook(name.c_str(), addresses.data(), grid[0], grid[1], grid[2]);
+    } else if (name == "all_finite") {  // the one kernel whose result the runtime waits for
+      *reinterpret_cast<int32_t*>(values.at(1)) = 1;
+    }
+  }
+
+  std::string text() const {
+    std::ostringstream line;
+    const std::string& types = declared[name];
+    for (size_t i = 0; i < values.size(); ++i) {
+      float number = 0;
+      std::memcpy(&number, &values[i], 4);
+      line << ' ';
+      if (types[i] == 'p') line << reinterpret_cast<void*>(values[i]);
+      if (types[i] == 'i') line << static_cast<int32_t>(values[i]);
+      if (types[i] == 'f') line << number;
+    }
+    return line.str();
+  }
+};
+
+struct Layout {
+  int type;
+  int64_t rows, cols, ld;
+};
+
+struct Desc {
+  std::map<int, int64_t> attributes;
+  int64_t get(int attribute) const {
+    const auto found = attributes.find(attribute);
+    return found == attributes.end() ? 0 : found->second;
+  }
+};
+
+float element(const void* data, int type, int64_t index) {
+  using namespace liveact;
+  if (type == 28) return f32_from_f8(static_cast<const uint8_t*>(data)[index]);
+  if (type == 14) return f32_from_bf16(static_cast<const uint16_t*>(data)[index]);
+  return static_cast<const float*>(data)[index];
+}
+
+// D = A^T B in column-major with the scales, bias and beta of the descriptor.
+void matmul(const Desc& desc, const void* a, const Layout& la, const void* b, const Layout& lb,
+            float beta, void* d, const Layout& ld) {
+  const auto* a_scale = reinterpret_cast<const float*>(desc.get(17));
+  const auto* b_scale = reinterpret_cast<const float*>(desc.get(18));
+  const auto* bias = desc.get(7) == 4 ? reinterpret_cast<const void*>(desc.get(8)) : nullptr;
+  std::vector<float> left(la.rows * la.cols);
+  std::vector<float> right(lb.rows * lb.cols);
+  for (int64_t i = 0; i < la.cols; ++i) {
+    for (int64_t k = 0; k < la.rows; ++k)
+      left[i * la.rows + k] = element(a, la.type, i * la.ld + k);
+  }
+  for (int64_t j = 0; j < lb.cols; ++j) {
+    for (int64_t k = 0; k < lb.rows; ++k)
+      right[j * lb.rows + k] = element(b, lb.type, j * lb.ld + k);
+  }
+  for (int64_t j = 0; j < ld.cols; ++j) {
+    for (int64_t i = 0; i < ld.rows; ++i) {
+      float sum = 0;
+      for (int64_t k = 0; k < la.rows; ++k) sum += left[i * la.rows + k] * right[j * lb.rows + k];
+      if (la.type == 28) sum *= a_scale[i] * b_scale[j];
+      if (bias != nullptr) sum += element(bias, static_cast<int>(desc.get(26)), i);
+      const int64_t at = j * ld.ld + i;
+      if (beta != 0) sum += beta * element(d, ld.type, at);
+      if (ld.type == 14) {
+        static_cast<uint16_t*>(d)[at] = liveact::bf16_from_f32(sum);
+      } else {
+        static_cast<float*>(d)[at] = sum;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+// For the tests.
+EXPORT const char* fake_log() { return log_text.c_str(); }
+EXPORT void fake_clear() { log_text.clear(); }
+EXPORT void fake_fail(const char* call, int code) { failures[call] = code; }
+EXPORT void fake_declare(const char* kernel, const char* types) { declared[kernel] = types; }
+EXPORT void fake_hook(Hook new_hook) { hook = new_hook; }
+EXPORT long fake_live_allocations() { return live_allocations; }
+
+// libcuda.
+EXPORT int cuInit(unsigned) { return record("cuInit"); }
+EXPORT int cuDriverGetVersion(int* v) {
+  *v = 13000;
+  return record("cuDriverGetVersion");
+}
+EXPORT int cuDeviceGetCount(int* n) {
+  *n = 2;
+  return record("cuDeviceGetCount");
+}
+EXPORT int cuDeviceGet(int* device, int ordinal) {
+  *device = ordinal;
+  return record("cuDeviceGet", ordinal);
+}
+EXPORT int cuDeviceGetName(char* name, int n, int) {
+  std::strncpy(name, "Fake H200", n);
+  return 0;
+}
+EXPORT int cuDeviceGetAttribute(int* value, int attribute, int) {
+  *value = attribute == 75 ? 9 : attribute == 76 ? 0 : attribute == 97 ? 232448 : 132;
+  return record("cuDeviceGetAttribute", attribute);
+}
+EXPORT int cuDevicePrimaryCtxRetain(void** context, int device) {
+  give(context, 0xc0 + device);
+  return record("cuDevicePrimaryCtxRetain", device);
+}
+EXPORT int cuDevicePrimaryCtxRelease_v2(int device) {
+  return record("cuDevicePrimaryCtxRelease", device);
+}
+EXPORT int cuCtxPushCurrent_v2(void*) { return 0; }
+EXPORT int cuCtxPopCurrent_v2(void** context) {
+  *context = nullptr;
+  return 0;
+}
+EXPORT int cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
+  *free_bytes = 1000;
+  *total = 2000;
+  return 0;
+}
+EXPORT int cuMemAlloc_v2(unsigned long long* pointer, size_t bytes) {
+  *pointer = 0;
+  if (const int code = record("cuMemAlloc", bytes)) return code;
+  *pointer =
+      reinterpret_cast<unsigned long long>(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
+  ++live_allocations;
+  return 0;
+}
+EXPORT int cuMemFree_v2(unsigned long long pointer) {
+  std::free(reinterpret_cast<void*>(pointer));
+  --live_allocations;
+  return record("cuMemFree");
+}
+EXPORT int cuMemsetD8Async(unsigned long long pointer, unsigned char value, size_t bytes, void*) {
+  std::memset(reinterpret_cast<void*>(pointer), value, bytes);
+  return record("cuMemsetD8Async", bytes);
+}
+EXPORT int cuMemcpyHtoDAsync_v2(unsigned long long target, const void* source, size_t bytes,
+                                void*) {
+  std::memcpy(reinterpret_cast<void*>(target), source, bytes);
+  return record("cuMemcpyHtoDAsync", bytes);
+}
+EXPORT int cuMemcpyDtoHAsync_v2(void* target, unsigned long long source, size_t bytes, void*) {
+  std::memcpy(target, reinterpret_cast<void*>(source), bytes);
+  return record("cuMemcpyDtoHAsync", bytes);
+}
+EXPORT int cuMemcpyDtoDAsync_v2(unsigned long long target, unsigned long long source, size_t bytes,
+                                void*) {
+  run([=] {
+    std::memcpy(reinterpret_cast<void*>(target), reinterpret_cast<void*>(source), bytes);
+  });
+  return record("cuMemcpyDtoDAsync", bytes);
+}
+EXPORT int cuStreamCreateWithPriority(void** stream, unsigned flags, int priority) {
+  give(stream, next_handle++);
+  return record("cuStreamCreateWithPriority", flags, priority);
+}
+EXPORT int cuStreamDestroy_v2(void*) { return record("cuStreamDestroy"); }
+EXPORT int cuStreamSynchronize(void*) {
+  const int code = record("cuStreamSynchronize");
+  return capture != nullptr ? 900 : code;  // CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+}
+EXPORT int cuEventCreate(void** event, unsigned) {
+  give(event, next_handle++);
+  return record("cuEventCreate");
+}
+EXPORT int cuEventDestroy_v2(void*) { return record("cuEventDestroy"); }
+EXPORT int cuEventRecord(void*, void*) { return record("cuEventRecord"); }
+EXPORT int cuEventSynchronize(void*) { return record("cuEventSynchronize"); }
+EXPORT int cuEventElapsedTime(float* ms, void*, void*) {
+  *ms = 1.0f;
+  return record("cuEventElapsedTime");
+}
+EXPORT int cuModuleLoadData(void** module, const void* image) {
+  give(module, next_handle);
+  modules[next_handle++] = static_cast<const char*>(image);
+  return record("cuModuleLoadData", static_cast<const char*>(image));
+}
+EXPORT int cuModuleUnload(void*) { return record("cuModuleUnload"); }
+EXPORT int cuModuleGetFunction(void** function, void* module, const char* symbol) {
+  give(function, next_handle);
+  functions[next_handle++] = modules[reinterpret_cast<uintptr_t>(module)];
+  return record("cuModuleGetFunction", symbol);
+}
+EXPORT int cuFuncSetAttribute(void* function, int attribute, int value) {
+  return record("cuFuncSetAttribute", functions[reinterpret_cast<uintptr_t>(function)], attribute,
+                value);
+}
+EXPORT int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
+                          unsigned by, unsigned bz, unsigned shared, void*, void** parameters,
+                          void**) {
+  const Launch launch(functions[reinterpret_cast<uintptr_t>(function)], gx, gy, gz, parameters);
+  const int code =
+      record("cuLaunchKernel", launch.name, gx, gy, gz, bx, by, bz, shared, "|" + launch.text());
+  if (code == 0) run(launch);
+  return code;
+}
+EXPORT int cuStreamBeginCapture_v2(void*, int mode) {
+  capture = new Graph;
+  return record("cuStreamBeginCapture", mode);
+}
+EXPORT int cuStreamEndCapture(void*, void** graph) {
+  *graph = std::exchange(capture, nullptr);
+  return record("cuStreamEndCapture");
+}
+EXPORT int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
+  *executable = new Graph(*static_cast<Graph*>(graph));
+  return record("cuGraphInstantiate");
+}
+EXPORT int cuGraphLaunch(void* executable, void*) {
+  for (const auto& work : static_cast<Graph*>(executable)->work) work();
+  return record("cuGraphLaunch");
+}
+EXPORT int cuGraphExecDestroy(void* executable) {
+  delete static_cast<Graph*>(executable);
+  return record("cuGraphExecDestroy");
+}
+EXPORT int cuGraphDestroy(void* graph) {
+  delete static_cast<Graph*>(graph);
+  return record("cuGraphDestroy");
+}
+EXPORT int cuGetErrorName(int code, const char** text) {
+  *text = code == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_FAKE";
+  return 0;
+}
+EXPORT int cuGetErrorString(int, const char** text) {
+  *text = "a failure that the test asked for";
+  return 0;
+}
+
+// libcublasLt.
+EXPORT size_t cublasLtGetVersion() { return 130000; }
+EXPORT const char* cublasLtGetStatusString(int) { return "a failure that the test asked for"; }
+EXPORT int cublasLtCreate(void** handle) {
+  give(handle, next_handle++);
+  return record("cublasLtCreate");
+}
+EXPORT int cublasLtDestroy(void*) { return record("cublasLtDestroy"); }
+EXPORT int cublasLtMatmulDescCreate(Desc** desc, int compute, int scale) {
+  *desc = new Desc;
+  return record("cublasLtMatmulDescCreate", compute, scale);
+}
+EXPORT int cublasLtMatmulDescDestroy(Desc* desc) {
+  delete desc;
+  return record("cublasLtMatmulDescDestroy");
+}
+EXPORT int cublasLtMatmulDescSetAttribute(Desc* desc, int attribute, const void* value,
+                                          size_t bytes) {
+  int64_t number = 0;
+  std::memcpy(&number, value, bytes);
+  desc->attributes[attribute] = number;
+  return record("cublasLtMatmulDescSetAttribute", attribute,
+                bytes == 4 ? std::to_string(number) : "pointer");
+}
+EXPORT int cublasLtMatrixLayoutCreate(Layout** layout, int type, uint64_t rows, uint64_t cols,
+                                      int64_t ld) {
+  *layout = new Layout{type, static_cast<int64_t>(rows), static_cast<int64_t>(cols), ld};
+  return record("cublasLtMatrixLayoutCreate", type, rows, cols, ld);
+}
+EXPORT int cublasLtMatrixLayoutDestroy(Layout* layout) {
+  delete layout;
+  return record("cublasLtMatrixLayoutDestroy");
+}
+EXPORT int cublasLtMatmulPreferenceCreate(void** preference) {
+  give(preference, next_handle++);
+  return record("cublasLtMatmulPreferenceCreate");
+}
+EXPORT int cublasLtMatmulPreferenceDestroy(void*) {
+  return record("cublasLtMatmulPreferenceDestroy");
+}
+EXPORT int cublasLtMatmulPreferenceSetAttribute(void*, int attribute, const void*, size_t) {
+  return record("cublasLtMatmulPreferenceSetAttribute", attribute);
+}
+EXPORT int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int,
+                                          void* result, int* found) {
+  std::memset(result, 0, 96);
+  *found = 1;
+  return record("cublasLtMatmulAlgoGetHeuristic");
+}
+EXPORT int cublasLtMatmul(void*, Desc* desc, const void* alpha, const void* a, Layout* la,
+                          const void* b, Layout* lb, const void* beta_pointer, const void*, Layout*,
+                          void* d, Layout* ld, const void*, void*, size_t, void*) {
+  const float beta = *static_cast<const float*>(beta_pointer);
+  run([=, attributes = *desc, la = *la, lb = *lb, ld = *ld] {
+    matmul(attributes, a, la, b, lb, beta, d, ld);
+  });
+  return record("cublasLtMatmul", *static_cast<const float*>(alpha), beta);
+}

@@ -1,0 +1,143 @@
+"""self_attention under Triton's interpreter against float64 softmax of the same quantised bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from attention_cases import (
+    HEAD_DIM,
+    SelfAttention,
+    interpret,
+    launch_of,
+    make,
+    random_tokens,
+)
+
+from triton_kernels.self_attention import SPECS
+
+BY_PRECISION = {"f8": SPECS[0], "bf16": SPECS[1]}
+
+
+def _random(
+    m: int, tc: int, tk: int, heads: int = 2, size: float = 1.0
+) -> Callable[[bool], SelfAttention]:
+    def build(f8: bool) -> SelfAttention:
+        g = torch.Generator().manual_seed(m * 10007 + tc * 101 + tk)
+        q, kc, vc, kt, vt = (
+            random_tokens(g, heads, n, s)
+            for n, s in ((m, size), (tc, 1.0), (tc, 1.0), (tk, 1.0), (tk, 1.0))
+        )
+        return make(q, (kc, vc), (kt, vt), f8)
+
+    return build
+
+
+def _equal_rows(f8: bool) -> SelfAttention:
+    """Equal keys: every P is 1, the result is the mean of the values."""
+    g = torch.Generator().manual_seed(1)
+    q, v = random_tokens(g, 2, 40), random_tokens(g, 2, 200)
+    k = random_tokens(g, 2, 1).expand(2, 200, HEAD_DIM).contiguous()
+    return make(q, (k[:, :72], v[:, :72]), (k[:, 72:], v[:, 72:]), f8)
+
+
+def _one_hot(f8: bool) -> SelfAttention:
+    """Query i sees key (7i) mod T alone: P is 1 there and underflows elsewhere."""
+    g = torch.Generator().manual_seed(2)
+    keys = torch.nn.functional.normalize(torch.randn(2, 150, HEAD_DIM, generator=g), dim=2)
+    q = keys[:, torch.arange(60) * 7 % 150] * 20000.0
+    v = random_tokens(g, 2, 150)
+    return make(q, (keys[:, :50], v[:, :50]), (keys[:, 50:], v[:, 50:]), f8)
+
+
+def _extreme_scales(f8: bool) -> SelfAttention:
+    """Heads whose v_scale is 1e-30 and 1e30, rows of zeros (scale 1e-12/448), large keys."""
+    case = _random(30, 20, 140)(f8)
+    case.q[:, 3] = 0
+    if f8:
+        case.q_scale[:, 3] = 1e-12 / 448
+        case.current.k_scale[:, 17] = 1e-12 / 448
+        case.context.k_scale *= 1000.0
+        case.q_scale *= 1e-3
+        case.v_scale = torch.tensor([1e-30, 1e30])
+    return case
+
+
+CASES: dict[str, Callable[[bool], SelfAttention]] = {
+    "block_0_small": _random(6 * 12, 0, 6 * 12),
+    "steady_small": _random(8 * 12, 6 * 12, 8 * 12),
+    "frame_of_13": _random(8 * 13, 6 * 13, 8 * 13),
+    "frame_of_5": _random(8 * 5, 6 * 5, 8 * 5),
+    "one_query": _random(1, 30, 40),
+    "one_key": _random(3, 0, 1),
+    "one_key_each": _random(3, 1, 1),
+    "whole_tiles": _random(128, 256, 128),
+    "ragged_tiles": _random(300, 333, 450),
+    "one_over": _random(129, 129, 129),
+    "huge_logits": _random(50, 100, 150, size=300.0),
+    "equal_rows": _equal_rows,
+    "one_hot": _one_hot,
+    "extreme_scales": _extreme_scales,
+}
+
+
+def _nan_in_query(f8: bool) -> SelfAttention:
+    case = CASES["frame_of_5"](f8)
+    case.q.view(torch.uint8)[0, 2, 7] = 0x7F
+    return case
+
+
+def _nan_in_key(f8: bool) -> SelfAttention:
+    case = CASES["frame_of_5"](f8)
+    case.current.k_scale[1, 3] = float("nan")
+    return case
+
+
+def _nan_in_value(f8: bool) -> SelfAttention:
+    case = CASES["frame_of_5"](f8)
+    case.context.v.view(torch.uint8)[0, 11, 4] = 0x7F
+    return case
+
+
+# A NaN in a query makes that row NaN; in a key, its head; in a value, its column.
+NOT_A_NUMBER = {
+    "nan_in_query": (_nan_in_query, (2, slice(0, HEAD_DIM))),
+    "nan_in_key": (_nan_in_key, (slice(None), slice(HEAD_DIM, None))),
+    "nan_in_value": (_nan_in_value, (slice(None), 11)),
+}
+# The tiles of sm_90a for every case; those of architectures without wgmma where tiles matter.
+RUNS = [(name, precision, "sm_90a") for name in CASES for precision in BY_PRECISION]
+RUNS += [(name, "f8", "default") for name in ("steady_small", "ragged_tiles", "one_over")]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, str], torch.Tensor]:
+    builders = CASES | {name: build for name, (build, _) in NOT_A_NUMBER.items()}
+    runs = RUNS + [(name, "f8", "sm_90a") for name in NOT_A_NUMBER]
+    launches = [
+        launch_of(BY_PRECISION[precision], builders[name](precision == "f8").arguments(), tiles)
+        for name, precision, tiles in runs
+    ]
+    outputs = interpret(launches, tmp_path_factory.mktemp("self_attention"))
+    return dict(zip(runs, outputs, strict=True))
+
+
+@pytest.mark.parametrize(("name", "precision", "tiles"), RUNS)
+def test_within_the_rounding_of_p(results: dict, name: str, precision: str, tiles: str) -> None:
+    out = results[name, precision, tiles].double()
+    expected, bound, deviation = CASES[name](precision == "f8").expected()
+    assert not out.isnan().any(), "expected a result in every row"
+    error = (out - expected).abs()
+    worst = (error / bound.clamp(min=1e-300)).max().item()
+    assert worst <= 1.0, f"an element is {worst:.2f} times the bound off"
+    scatter = (error.square().mean() / deviation.square().mean()).sqrt().item()
+    assert scatter <= 1.0, f"errors are {scatter:.2f} times the expected ones"
+
+
+@pytest.mark.parametrize("name", NOT_A_NUMBER)
+def test_not_a_number_stays_where_it_belongs(results: dict, name: str) -> None:
+    out = results[name, "f8", "sm_90a"]
+    expected = torch.zeros_like(out, dtype=torch.bool)
+    expected[NOT_A_NUMBER[name][1]] = True
+    assert torch.equal(out.isnan(), expected)

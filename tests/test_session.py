@@ -1,0 +1,785 @@
+"""A session under use and misuse: what it delivers, interruptions, ends and errors at any moment.
+
+Everything runs on the demo checkpoint at 32×32, where a block takes a fifth of a second. Whatever
+could hang runs in a thread of its own and is waited for with a limit.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pipeline_helpers import PORTRAIT, Background, demo_checkpoint, in_time, speech
+
+from liveact.engine import Engine
+from liveact.errors import InputError, SessionError
+from liveact.session import Chunk, Session
+from liveact.workers import CHUNK_QUEUE_LENGTH, PromptEdit
+
+RATE_HZ = 16_000
+BLOCK_S = 1.6  # 32 frames at 20 fps
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine.load(demo_checkpoint(), device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(engine: Engine) -> Iterator[None]:
+    """Every test ends without a worker and with the memory of the device as before."""
+    gc.collect()
+    before = engine.dit.device.allocated_bytes
+    yield
+    wait_until(lambda: not workers(), "workers are left over")
+    gc.collect()
+    assert engine.dit.device.allocated_bytes == before
+
+
+def open_session(engine: Engine, **options: Any) -> Session:
+    options = {"size": (32, 32), "prompt": "A person.", "image": PORTRAIT} | options
+    return engine.open_session(**options)
+
+
+def workers() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("liveact-")]
+
+
+def wait_until(condition: Callable[[], bool], message: str, timeout_s: float = 20.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, message
+        time.sleep(0.002)
+
+
+def take(session: Session, timeout_s: float = 30.0) -> list[Chunk]:
+    return in_time(lambda: list(session), timeout_s=timeout_s)
+
+
+def run_whole(engine: Engine, samples: np.ndarray, **options: Any) -> list[Chunk]:
+    with open_session(engine, **options) as session:
+        session.push_audio(samples, RATE_HZ)
+        session.end_of_audio()
+        return take(session)
+
+
+def pictures(chunks: list[Chunk]) -> np.ndarray:
+    return np.concatenate([chunk.frames for chunk in chunks])
+
+
+class Gate:
+    """Stands in for a method: every call says that it has begun and waits to be let through."""
+
+    def __init__(self, target: Any, name: str) -> None:
+        self._call = getattr(target, name)
+        self.entered = threading.Semaphore(0)
+        self._open = threading.Semaphore(0)
+        setattr(target, name, self)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.entered.release()
+        assert self._open.acquire(timeout=30), "nobody opened the gate"
+        return self._call(*arguments, **options)
+
+    def wait(self) -> None:
+        assert self.entered.acquire(timeout=30), "nobody came to the gate"
+
+    def open(self, times: int = 1_000) -> None:
+        self._open.release(times)
+
+
+def stream_of(session: Session) -> Any:
+    return session._workers._stream
+
+
+def decoder_of(session: Session) -> Any:
+    return session._workers._decoder
+
+
+def fail(*_: object, **__: object) -> Any:
+    raise RuntimeError("out of luck")
+
+
+# ------------------------------------------------------------------------------ what comes out
+
+
+@pytest.mark.parametrize(("fps", "blocks"), [(20, 3), (25, 3), (29.97, 2)])
+def test_chunks_cover_the_audio_without_gap(engine: Engine, fps: float, blocks: int) -> None:
+    rate_hz = 22_050
+    seconds = (32 * (blocks - 1) + 5) / fps
+    samples = speech(seconds, rate_hz, channels=2)
+    with open_session(engine, fps=fps) as session:
+        session.push_audio(samples, rate_hz)
+        session.end_of_audio()
+        chunks = take(session)
+        assert session.next_chunk() is None, "and again, not an error"
+    counts = [1] + [4] * 5 + [4] * 8 * (blocks - 1)
+    assert [len(chunk.frames) for chunk in chunks] == counts
+    starts = [0, *itertools.accumulate(counts)]
+    assert [chunk.pts for chunk in chunks] == [float(f / session.fps) for f in starts[:-1]]
+    assert all(chunk.frames.shape[1:] == (32, 32, 3) for chunk in chunks)
+    assert all(chunk.frames.dtype == np.uint8 for chunk in chunks)
+    expected_blocks = [0] * 6 + [b for b in range(1, blocks) for _ in range(8)]
+    assert [chunk.block for chunk in chunks] == expected_blocks
+    last = [i for i, chunk in enumerate(chunks) if chunk.last_of_block]
+    assert last == [5 + 8 * b for b in range(blocks)]
+
+    sound = np.concatenate([chunk.pcm for chunk in chunks])
+    assert len(sound) == round(starts[-1] * rate_hz / session.fps)
+    heard = min(len(sound), len(samples))
+    assert np.array_equal(sound[:heard], samples[:heard])
+    assert not sound[heard:].any()
+
+    for i in last:
+        timings = chunks[i].timings
+        assert set(timings) == {
+            "wait_ms", "audio_ms", "denoise_ms", "step0_ms", "step1_ms", "step2_ms",
+            "decode_ms", "block_decode_ms", "overlap_ms",
+        }  # fmt: skip
+        assert 0 < sum(timings[f"step{step}_ms"] for step in range(3)) <= timings["denoise_ms"]
+        assert 0 <= timings["overlap_ms"] <= timings["block_decode_ms"]
+    assert {len(chunk.timings) for chunk in chunks if not chunk.last_of_block} == {1}
+
+
+def test_the_pace_of_the_audio_changes_nothing(engine: Engine) -> None:
+    samples = speech(4.0)
+    whole = run_whole(engine, samples)
+    rng = np.random.default_rng(0)
+    with open_session(engine) as session:
+
+        def push() -> None:
+            rest = samples
+            while len(rest):
+                count = int(rng.integers(0, 9_000))
+                session.push_audio(rest[:count, 0] if count % 2 else rest[:count], RATE_HZ)
+                rest = rest[count:]
+                time.sleep(0.005)
+            session.end_of_audio()
+
+        pushing = Background(push)
+        live = take(session)
+        pushing.result()
+    assert np.array_equal(pictures(whole), pictures(live))
+    assert [a.pts for a in whole] == [b.pts for b in live]
+
+
+def test_sessions_at_once_are_as_alone(engine: Engine) -> None:
+    """Sharing weights, encoders and decoder does not mix anything, to the last bit."""
+    cases: list[dict[str, Any]] = [
+        {"seed": 1, "prompt": "One."},
+        {"seed": 2, "prompt": "Two.", "memory": "mean", "audio_guidance": 1.5},
+        {"seed": 3, "prompt": "Three.", "memory": "sharded", "vae_decode": "windowed"},
+    ]
+    sounds = [speech(4.0, seed=i) for i in range(3)]
+    alone = [pictures(run_whole(engine, s, **c)) for s, c in zip(sounds, cases, strict=True)]
+    running = [
+        Background(run_whole, engine, s, **c) for s, c in zip(sounds, cases, strict=True)
+    ]
+    together = [pictures(r.result(60)) for r in running]
+    for a, b in zip(alone, together, strict=True):
+        assert np.array_equal(a, b)
+    assert not np.array_equal(alone[0], alone[1])
+
+
+def test_the_seed_the_sound_and_the_prompt_all_matter(engine: Engine) -> None:
+    base = pictures(run_whole(engine, speech(1.0)))
+    assert np.array_equal(base, pictures(run_whole(engine, speech(1.0))))
+    assert not np.array_equal(base, pictures(run_whole(engine, speech(1.0), seed=1)))
+    assert not np.array_equal(base, pictures(run_whole(engine, speech(1.0, seed=1))))
+    assert not np.array_equal(base, pictures(run_whole(engine, speech(1.0), prompt="Other.")))
+
+
+def test_next_chunk_waits_as_long_as_it_is_told(engine: Engine) -> None:
+    with open_session(engine) as session:
+        start_s = time.monotonic()
+        with pytest.raises(TimeoutError):
+            session.next_chunk(0.1)
+        assert 0.1 <= time.monotonic() - start_s < 10
+        session.push_audio(speech(1.4), RATE_HZ)
+        assert in_time(session.next_chunk, 20.0).block == 0
+
+
+def test_a_consumer_that_stops_leaves_bounded_queues(engine: Engine) -> None:
+    with open_session(engine) as session:
+        session.push_audio(speech(20.0), RATE_HZ)
+        state = session._state
+        wait_until(lambda: len(state.chunks) == CHUNK_QUEUE_LENGTH, "the queue never filled")
+        wait_until(lambda: len(state.latents) == 1, "the queue never filled")
+        time.sleep(0.3)
+        # Two blocks of chunks (6 + 8 + 2), the third being decoded, one waiting, one denoised.
+        assert len(state.chunks) == CHUNK_QUEUE_LENGTH
+        assert state.next_block == 5
+
+
+# ------------------------------------------------------------------------------ prompts
+
+
+def test_prompts_apply_to_their_blocks(engine: Engine) -> None:
+    with open_session(engine) as session:
+        heard: list[str] = []
+        names = {id(engine.encode_prompt(p)): p for p in ("A person.", "edit", "good", "last")}
+        stream_of(session).set_prompt = lambda text: heard.append(names[id(text)])
+        gate = Gate(stream_of(session), "denoise")
+        session.set_prompt("edit", 1, 2)
+        session.set_prompt("good", 4)
+        session.set_prompt("last", 5, 5)
+        session.push_audio(speech(11.0), RATE_HZ)
+        session.end_of_audio()
+        gate.open()
+        chunks = take(session)
+    assert chunks[-1].block == 6
+    # Set when it changes: blocks 0 | 1, 2 | 3 | 4 | 5 | 6.
+    assert heard == ["A person.", "edit", "A person.", "good", "last", "good"]
+
+
+def test_a_block_being_made_keeps_its_prompt(engine: Engine) -> None:
+    with open_session(engine) as session:
+        used: list[torch.Tensor] = []
+        stream_of(session).set_prompt = used.append
+        audio = Gate(session._state.utterance.audio, "block_features")
+        session.set_prompt("mine", 0, 0)
+        session.push_audio(speech(1.4), RATE_HZ)
+        audio.wait()  # block 0 is taken; its audio is being encoded
+        session.set_prompt("later")
+        audio.open()
+        assert in_time(session.next_chunk).block == 0
+        assert used[0] is engine.encode_prompt("mine")
+
+
+def test_edits_do_not_accumulate(engine: Engine) -> None:
+    with open_session(engine) as session:
+        for i in range(300):
+            session.set_prompt("a", i % 3)
+            session.set_prompt("b", 7, 8)
+        assert len(session._state.edits) <= 4
+        for blocks in ((-1, None), (3, 2)):
+            with pytest.raises(InputError, match="prompt: expected"):
+                session.set_prompt("a", *blocks)
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "now", "gone"),
+    [
+        ((0, None), (7, 8), 0, True),
+        ((8, None), (7, 8), 0, False),
+        ((8, None), (7, 8), 8, True),
+        ((0, 9), (7, 8), 0, True),
+        ((0, 9), (7, None), 0, False),
+        ((9, 9), (7, 8), 8, False),
+        ((9, 9), (7, 8), 9, True),
+        ((5, None), (3, None), 5, True),
+        ((5, None), (3, None), 4, False),
+    ],
+)
+def test_what_an_edit_replaces(new: Any, old: Any, now: int, gone: bool) -> None:
+    text = torch.zeros(1)
+    newer, older = PromptEdit(*new, text), PromptEdit(*old, text)
+    assert newer.replaces(older, now) is gone
+    # The definition: no block from now on would be made with the older one.
+    left = [b for b in range(now, 30) if older.applies_to(b) and not newer.applies_to(b)]
+    assert gone is (left == [])
+
+
+# ------------------------------------------------------------------------------ interruptions
+
+
+NEW = 0.5  # what is said after an interruption; before it there is speech, which has no such runs
+
+
+def speak_on(session: Session, seconds: float = 2.0) -> list[Chunk]:
+    """New audio after an interruption, to the end; checks where and how it comes out."""
+    said = np.full((round(seconds * RATE_HZ), 1), NEW, np.float32)
+    session.push_audio(said, RATE_HZ)
+    session.end_of_audio()
+    chunks = take(session)
+    assert chunks, "nothing came out"
+    start = chunks[0].pts
+    block = chunks[0].block
+    first_frame = 0 if block == 0 else 21 + 32 * (block - 1)
+    assert start == first_frame / 20, "the next block starts where the last one ended"
+    for a, b in itertools.pairwise(chunks):
+        assert b.pts == pytest.approx(a.pts + len(a.frames) / 20)
+    sound = np.concatenate([chunk.pcm for chunk in chunks])
+    heard = min(len(sound), len(said))
+    assert (sound[:heard] == NEW).all() and not sound[heard:].any()
+    frames = sum(len(chunk.frames) for chunk in chunks)
+    blocks = int(seconds * 20) // 32 + 1
+    assert frames == (21 + 32 * (blocks - 1) if block == 0 else 32 * blocks)
+    return chunks
+
+
+def test_interrupt_before_any_audio(engine: Engine) -> None:
+    with open_session(engine) as session:
+        session.interrupt()
+        session.interrupt()
+        assert speak_on(session)[0].block == 0
+
+
+def test_interrupt_after_a_little_audio(engine: Engine) -> None:
+    with open_session(engine) as session:
+        session.push_audio(speech(0.5), RATE_HZ)
+        session.interrupt()
+        assert speak_on(session)[0].block == 0
+
+
+def test_interrupt_while_waiting_for_audio(engine: Engine) -> None:
+    with open_session(engine) as session:
+        session.push_audio(speech(2.0), RATE_HZ)
+        first = [in_time(session.next_chunk) for _ in range(6)]
+        waiting = Background(session.next_chunk)
+        assert waiting.running(0.1)
+        session.interrupt()
+        session.interrupt()
+        assert waiting.running(0.1), "an interruption is no end"
+        said = np.full(RATE_HZ * 2, NEW, np.float32)
+        session.push_audio(said, RATE_HZ)
+        chunk = waiting.result()
+        assert (first[-1].block, chunk.block, chunk.pts) == (0, 1, 21 / 20)
+        assert (chunk.pcm == NEW).all()
+
+
+@pytest.mark.parametrize("where", ["encoder", "denoise", "decode", "pcm"])
+@pytest.mark.parametrize("block", [0, 1])
+def test_interrupt_while_a_worker_works(engine: Engine, where: str, block: int) -> None:
+    with open_session(engine) as session:
+        audio = session._state.utterance.audio
+        target, name = {
+            "encoder": (audio, "block_features"),
+            "denoise": (stream_of(session), "denoise"),
+            "decode": (decoder_of(session), "decode_block"),
+            "pcm": (audio, "pcm"),
+        }[where]
+        gate = Gate(target, name)
+        session.push_audio(speech(8.0), RATE_HZ)
+        gate.wait()
+        if block:  # everything of block 0 goes through, taken; block 1 comes to the gate
+            gate.open(6 if where == "pcm" else 1)
+            for _ in range(6):
+                assert in_time(session.next_chunk).block == 0
+            while gate.entered.acquire(timeout=0.5):
+                pass
+        session.interrupt()
+        gate.open()
+        chunks = speak_on(session)
+    # In front of the gate one block is at work, behind it up to two more are.
+    at_least = block + 1
+    assert at_least <= chunks[0].block <= at_least + 3
+
+
+def test_interrupt_with_full_queues(engine: Engine) -> None:
+    with open_session(engine) as session:
+        session.push_audio(speech(20.0), RATE_HZ)
+        wait_until(lambda: session._state.next_block == 5, "the queues never filled")
+        session.interrupt()
+        assert speak_on(session)[0].block == 5
+
+
+def test_interrupt_while_push_audio_waits(engine: Engine) -> None:
+    with open_session(engine, fps=100) as session:
+        session._state.utterance.audio._max_backlog_s = 4.0
+        gate = Gate(stream_of(session), "denoise")
+
+        def push() -> None:
+            for _ in range(100):
+                session.push_audio(speech(1.0), RATE_HZ, block=True)
+
+        pushing = Background(push)
+        gate.wait()
+        assert pushing.running(0.2), "expected it to wait for room"
+        session.interrupt()
+        # The piece it waited with is dropped, those after it are new speech.
+        gate.open()
+        consuming = Background(lambda: [session.next_chunk() for _ in range(40)])
+        consuming.result()
+        session.close()
+        with pytest.raises(SessionError, match="closed"):
+            pushing.result()
+
+
+def test_interrupt_after_the_end_of_audio(engine: Engine) -> None:
+    with open_session(engine) as session:
+        gate = Gate(stream_of(session), "denoise")
+        session.push_audio(speech(8.0), RATE_HZ)
+        session.end_of_audio()
+        gate.wait()
+        session.interrupt()
+        gate.open()
+        assert take(session) == []
+        session.interrupt()
+        assert take(session) == []
+        with pytest.raises(InputError, match="end_of_audio"):
+            session.push_audio(speech(1.0), RATE_HZ)
+
+
+def test_interrupt_after_the_end_before_the_first_block(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_session(engine) as session:
+        gate = Gate(session._state.utterance.audio, "num_blocks")  # before block 0 is taken
+        session.push_audio(speech(2.0), RATE_HZ)
+        session.end_of_audio()
+        gate.wait()
+        session.interrupt()
+        gate.open()
+        assert take(session) == []
+
+
+def test_interrupt_after_everything_was_made(engine: Engine) -> None:
+    with open_session(engine) as session:
+        session.push_audio(speech(1.0), RATE_HZ)
+        session.end_of_audio()
+        wait_until(lambda: len(session._state.chunks) == 6, "it never finished")
+        wait_until(lambda: not workers(), "it never finished")
+        assert session.next_chunk() is not None
+        session.interrupt()
+        assert take(session) == [], "what was not taken yet is dropped"
+
+
+def test_end_of_audio_after_an_interruption_without_a_word(engine: Engine) -> None:
+    with open_session(engine) as session:
+        session.interrupt()
+        session.end_of_audio()
+        session.end_of_audio()
+        assert take(session) == []
+    with open_session(engine) as session:
+        session.push_audio(speech(1.4), RATE_HZ)
+        assert in_time(session.next_chunk).block == 0
+        session.interrupt()
+        session.push_audio(speech(0), RATE_HZ)
+        session.end_of_audio()
+        assert take(session) == []
+
+
+def test_end_of_audio_while_interrupted(engine: Engine) -> None:
+    """`end_of_audio` fetched the audio, the interruption closes it, then it is ended."""
+    with open_session(engine) as session:
+        session.push_audio(speech(1.4), RATE_HZ)
+        assert in_time(session.next_chunk).block == 0
+        gate = Gate(session._state.utterance.audio, "end")
+        ending = Background(session.end_of_audio)
+        gate.wait()
+        session.interrupt()
+        gate.open()
+        ending.result()
+        assert take(session) == []
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.3, 0.54, 1.59, 1.6])
+def test_a_word_after_an_interruption_is_heard_whole(engine: Engine, seconds: float) -> None:
+    with open_session(engine) as session:
+        session.push_audio(speech(1.4), RATE_HZ)
+        assert in_time(session.next_chunk).block == 0
+        session.interrupt()
+        chunks = speak_on(session, seconds)
+        assert len(np.concatenate([c.pcm for c in chunks])) >= seconds * RATE_HZ
+
+
+def test_the_format_may_change_at_an_interruption_only(engine: Engine) -> None:
+    with open_session(engine) as session:
+        session.push_audio(speech(1.4), RATE_HZ)
+        with pytest.raises(InputError, match="began with 16000 Hz, 1"):
+            session.push_audio(speech(1.0, channels=2), RATE_HZ)
+        assert in_time(session.next_chunk).block == 0
+        session.interrupt()
+        with pytest.raises(InputError, match="sample rate"):
+            session.push_audio(speech(0.1), 10**12)
+        with pytest.raises(InputError, match="float32"):
+            session.push_audio(speech(0.1).astype("f8"), RATE_HZ)
+        said = (speech(0.5, 24_000, 2) * 32_767).astype("i2")
+        session.push_audio(said, 24_000)
+        session.end_of_audio()
+        chunks = take(session)
+        assert {(c.sample_rate_hz, c.pcm.shape[1]) for c in chunks} == {(24_000, 2)}
+        sound = np.concatenate([c.pcm for c in chunks])
+        assert np.array_equal(sound[: len(said)], said.astype("f4") / np.float32(32_768))
+
+
+def test_interruptions_at_random_moments(engine: Engine) -> None:
+    """200 ms of noise is told from the next by its level; none may come out after its time."""
+    rng = np.random.default_rng(0)
+    with open_session(engine) as session:
+        level = 0.0
+        lock = threading.Lock()
+        got: list[tuple[float, Chunk]] = []
+
+        def consume() -> None:
+            while (chunk := session.next_chunk()) is not None:
+                with lock:
+                    got.append((level, chunk))
+
+        consuming = Background(consume)
+        for i in range(1, 9):
+            said = np.full(RATE_HZ * 4, i / 10, np.float32)
+            session.push_audio(said, RATE_HZ)
+            time.sleep(rng.uniform(0, 0.4))
+            session.interrupt()
+            with lock:
+                level = (i + 0.5) / 10
+        session.push_audio(np.full(RATE_HZ * 4, 0.9, np.float32), RATE_HZ)
+        session.end_of_audio()
+        consuming.result()
+    # One chunk may have been on its way to the caller while it interrupted.
+    late = [chunk for then, chunk in got if chunk.pcm.any() and chunk.pcm.max() < then - 0.06]
+    assert len(late) == 0
+    times = [chunk.pts for _, chunk in got]
+    assert times == sorted(set(times))
+    assert got[-1][1].pcm.max() in (np.float32(0.9), 0.0)
+
+
+# ------------------------------------------------------------------------------ the end
+
+
+@pytest.mark.parametrize("moment", ["at once", "waiting", "full", "ended", "failed"])
+def test_close_at_any_moment(engine: Engine, moment: str) -> None:
+    session = open_session(engine)
+    if moment == "waiting":
+        session.push_audio(speech(0.5), RATE_HZ)
+    elif moment == "full":
+        session.push_audio(speech(20.0), RATE_HZ)
+        wait_until(lambda: session._state.next_block == 5, "the queues never filled")
+    elif moment == "ended":
+        session.push_audio(speech(1.0), RATE_HZ)
+        session.end_of_audio()
+        take(session)
+    elif moment == "failed":
+        stream_of(session).denoise = fail
+        session.push_audio(speech(1.4), RATE_HZ)
+        wait_until(lambda: not workers(), "it never failed")
+    in_time(session.close)
+    assert not workers()
+    in_time(session.close)
+    for call in (
+        session.interrupt,
+        session.end_of_audio,
+        session.next_chunk,
+        lambda: session.push_audio(speech(1.0), RATE_HZ),
+        lambda: session.set_prompt("x"),
+        lambda: next(session),
+    ):
+        with pytest.raises(SessionError, match="out of luck" if moment == "failed" else "closed"):
+            call()
+
+
+@pytest.mark.parametrize("where", ["encoder", "denoise", "decode"])
+def test_close_while_a_worker_works(engine: Engine, where: str) -> None:
+    session = open_session(engine)
+    target, name = {
+        "encoder": (session._state.utterance.audio, "block_features"),
+        "denoise": (stream_of(session), "denoise"),
+        "decode": (decoder_of(session), "decode_block"),
+    }[where]
+    gate = Gate(target, name)
+    session.push_audio(speech(8.0), RATE_HZ)
+    consuming = Background(lambda: list(session))
+    gate.wait()
+    closing = [Background(session.close) for _ in range(3)]
+    assert closing[0].running(0.05), "it waits for the worker"
+    gate.open()
+    for one in closing:
+        one.result()
+    with pytest.raises(SessionError, match="closed"):
+        consuming.result()
+
+
+def test_close_stops_the_denoiser_within_a_layer(engine: Engine) -> None:
+    """At a size where a block takes seconds."""
+    session = open_session(engine, size=(256, 256))
+    session.push_audio(speech(8.0), RATE_HZ)
+    wait_until(lambda: session._state.next_block == 1, "it never began")
+    time.sleep(0.05)
+    start_s = time.monotonic()
+    in_time(session.close)
+    assert time.monotonic() - start_s < 2.0
+
+
+def test_close_while_push_audio_waits(engine: Engine) -> None:
+    session = open_session(engine, fps=100)
+    session._state.utterance.audio._max_backlog_s = 4.0
+
+    def push() -> None:
+        for _ in range(100):
+            session.push_audio(speech(1.0), RATE_HZ, block=True)
+
+    pushing = Background(push)
+    wait_until(lambda: len(session._state.chunks) == CHUNK_QUEUE_LENGTH, "never filled")
+    assert pushing.running(0.1)
+    in_time(session.close)
+    with pytest.raises(SessionError, match="closed"):
+        pushing.result()
+
+
+def test_a_dropped_session_stops_its_workers(engine: Engine) -> None:
+    for pushed_s in (0.0, 20.0):
+        session = open_session(engine)
+        if pushed_s:
+            session.push_audio(speech(pushed_s), RATE_HZ)
+            assert in_time(session.next_chunk) is not None
+        assert len(workers()) == 2
+        del session
+        gc.collect()
+        wait_until(lambda: not workers(), "its workers run on")
+
+
+def test_the_process_ends_without_close(tmp_path: Path) -> None:
+    script = f"""
+import numpy as np
+from liveact import Engine
+session = Engine.load({str(demo_checkpoint())!r}, device="cpu").open_session(
+    image={str(PORTRAIT)!r}, prompt="A person.", size=(96, 96))
+session.push_audio(np.zeros(16_000 * 60, np.float32), 16_000)
+print(session.next_chunk().block)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "0\n", "")
+
+
+# ------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize("where", ["encoder", "denoise", "decode", "prompt"])
+def test_an_error_of_a_worker_reaches_the_caller(engine: Engine, where: str) -> None:
+    """Once as the end of the iteration; and another session on the engine goes on unharmed."""
+    expected = pictures(run_whole(engine, speech(4.0)))
+    with open_session(engine) as session, open_session(engine) as other:
+        if where == "encoder":
+            session._state.utterance.audio._encoder = type("Broken", (), {"encode": fail})()
+        else:
+            target = decoder_of(session) if where == "decode" else stream_of(session)
+            name = {"decode": "decode_block", "prompt": "set_prompt"}.get(where, "denoise")
+            setattr(target, name, fail)
+        for one in (session, other):
+            one.push_audio(speech(4.0), RATE_HZ)
+        other.end_of_audio()
+        with pytest.raises(SessionError, match="out of luck") as caught:
+            take(session)
+        assert isinstance(caught.value.__cause__, RuntimeError)
+        with pytest.raises(SessionError, match="out of luck"):
+            session.push_audio(speech(1.0), RATE_HZ)
+        assert np.array_equal(pictures(take(other)), expected)
+
+
+def test_an_error_in_the_middle_comes_after_what_was_made(engine: Engine) -> None:
+    with open_session(engine) as session:
+        gate = Gate(stream_of(session), "denoise")
+        session.push_audio(speech(8.0), RATE_HZ)
+        gate.open(1)
+        chunks = [in_time(session.next_chunk) for _ in range(6)]
+        assert {chunk.block for chunk in chunks} == {0}
+        gate._call = fail
+        gate.open()
+        with pytest.raises(SessionError, match="out of luck"):
+            take(session)
+
+
+def test_noise_that_is_not_finite_is_an_error(engine: Engine) -> None:
+    with open_session(engine) as session:
+        denoise = stream_of(session).denoise
+        stream_of(session).denoise = lambda noise, *rest: denoise(noise * torch.nan, *rest)
+        session.push_audio(speech(1.4), RATE_HZ)
+        with pytest.raises(SessionError, match="block 0 has a NaN or an infinity"):
+            take(session)
+
+
+def test_too_little_audio_is_an_error_for_both_sides(engine: Engine) -> None:
+    for seconds in (0.0, 0.04):
+        with open_session(engine) as session:
+            session.push_audio(speech(seconds), RATE_HZ)
+            with pytest.raises(InputError, match="one video frame"):
+                session.end_of_audio()
+            with pytest.raises(SessionError, match="one video frame"):
+                take(session)
+
+
+@pytest.mark.parametrize(
+    "pcm",
+    [np.zeros((5, 65), "f4"), np.zeros(5), np.array(0.5, "f4"), np.full(5, np.nan, "f4"), "sound"],
+    ids=["65 channels", "float64", "scalar", "nan", "text"],
+)
+def test_bad_audio_is_refused_and_the_session_goes_on(engine: Engine, pcm: Any) -> None:
+    with open_session(engine) as session:
+        with pytest.raises(InputError, match="pcm: expected"):
+            session.push_audio(pcm, RATE_HZ)
+        session.push_audio(speech(1.0), RATE_HZ)
+        session.end_of_audio()
+        assert len(take(session)) == 6
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": (33, 32)},
+        {"fps": float("nan")},
+        {"seed": 2**63},
+        {"memory": "total"},
+        {"vae_decode": "fast"},
+        {"audio_guidance": float("nan")},
+        {"audio_mode": "both"},
+        {"image": np.zeros((9, 9), np.uint8)},
+        {"image": "missing.png"},
+        {"prompt": "\ud800"},
+        {"trace": "/dev/null/trace.json"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_bad_options_are_refused(engine: Engine, options: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        open_session(engine, **options)
+
+
+# ------------------------------------------------------------------------------ endurance
+
+
+def test_a_long_session_does_not_grow(engine: Engine) -> None:
+    """300 blocks, 8 minutes of audio: what grew with the blocks would show.
+
+    What is held per block is 98 kB of pictures, 102 kB of sound and 8 kB of latents; 250 blocks of
+    the least of these alone would be 2 MB, of one of the others 25 MB.
+    """
+
+    def resident_mib() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+    blocks, warm = 300, 50
+    with open_session(engine) as session:
+        device = engine.dit.device
+
+        def push() -> None:
+            for second in range(int(BLOCK_S * blocks)):
+                session.push_audio(speech(1.0, seed=second), RATE_HZ, block=True)
+            session.end_of_audio()
+
+        session._state.utterance.audio._max_backlog_s = 20.0  # the audio comes as it is needed
+        pushing = Background(push)
+        allocations = {}
+        resident = {}
+        times_ms: list[float] = []
+        for chunk in session:
+            if not chunk.last_of_block:
+                continue
+            timings = chunk.timings
+            times_ms.append(timings["audio_ms"] + timings["denoise_ms"] + timings["block_decode_ms"])
+            if chunk.block in (warm, blocks - 1):
+                gc.collect()
+                resident[chunk.block] = resident_mib()
+                allocations[chunk.block] = device.allocation_count
+        pushing.result()
+    assert len(times_ms) == blocks
+    assert allocations[warm] == allocations[blocks - 1]
+    growth_mib = resident[blocks - 1] - resident[warm]
+    early, late = statistics.median(times_ms[50:100]), statistics.median(times_ms[-50:])
+    print(f"{growth_mib:+.1f} MiB; {early:.0f} ms a block early, {late:.0f} ms late")
+    assert growth_mib < 8
+    assert late <= 1.5 * early

@@ -1,0 +1,59 @@
+"""apply_epilogue: out += acc · scale + bias, the end of a linear whose product has no such epilogue.
+
+`apply_epilogue.{bf16,f32}` by the type of the product. Used by the bf16 path of `linear` (csrc/ops.h)
+where a gate is folded in scale and bias and the result is added to the residual stream; in fp8 the
+product's own epilogue does all of it.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from triton_kernels.spec import Ceil, Launch, Spec
+
+
+@triton.jit
+def apply_epilogue(
+    acc,  # [rows, cols] bf16 or f32
+    scale,  # [cols] f32
+    bias,  # [cols] f32
+    out,  # [rows, cols] bf16, in and out
+    rows,
+    cols,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    col = (tl.program_id(1) * COLS + tl.arange(0, COLS))[None, :]
+    inside = (row < rows) & (col < cols)
+    at = row.to(tl.int64) * cols + col
+    s = tl.load(scale + col, mask=col < cols, other=0.0)
+    b = tl.load(bias + col, mask=col < cols, other=0.0)
+    before = tl.load(out + at, mask=inside, other=0.0).to(tl.float32)
+    values = tl.load(acc + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + at, (before + (values * s + b)).to(tl.bfloat16), mask=inside)
+
+
+def _spec(acc_type: str) -> Spec:
+    return Spec(
+        name=f"apply_epilogue.{acc_type}",
+        function=apply_epilogue,
+        parameters={
+            "acc": f"*{acc_type}",
+            "scale": "*f32",
+            "bias": "*f32",
+            "out": "*bf16",
+            "rows": "i32",
+            "cols": "i32:16",
+        },
+        constexprs={},
+        launch={"default": Launch(num_warps=4, constexprs={"ROWS": 16, "COLS": 256})},
+        grid=((Ceil("rows", "ROWS"),), (Ceil("cols", "COLS"),), (1,)),
+        reason="32 values a thread in 16-byte accesses; scale and bias are read once per 16 rows.",
+        ops=("linear",),
+        max_registers=128,
+    )
+
+
+SPECS = [_spec(acc_type) for acc_type in ("bf16", "f32")]

@@ -1,0 +1,217 @@
+"""self_attention: out = softmax(q · [context; current]ᵀ / √hd) · [context; current] (csrc/ops.h).
+
+One program has BLOCK_M queries of one head and walks the key tiles of the context, then those of
+the current block, with a running maximum (online softmax); no mask but the ragged end of either
+segment. docs/attention.md has the arithmetic; the numbers in the comments below come from there.
+
+Layouts: q, k [H, tokens, hd]; V is K-major, [H, hd, stride] with stride = tokens rounded up to
+VALUE_PADDING and zeros beyond the tokens, because an fp8 wgmma reads nothing else.
+fp8: q and k have a scale per token and head; P is multiplied by 256 (kProbabilityScale) before its
+cast, which is an addition in the exponent of exp2 and leaves the result by the division by the row
+sum, which carries the same factor. V's scale per head is applied once, at the end. Non-finite: a NaN
+in a query row makes that row NaN, a NaN or infinite logit makes its query NaN.
+
+Grid: query tiles run fastest, so the 132 programs of a wave share two or three heads, whose K and V
+(3.7 MB a head at 14 latent frames of 1024 tokens) stay in the L2 cache.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from triton_kernels.spec import Ceil, Launch, Spec
+
+HEAD_DIM = 128
+VALUE_PADDING = 128  # columns of a K-major V are allocated, and zero, up to a multiple of this
+SCALE_LOG2 = tl.constexpr(1.4426950408889634 / HEAD_DIM**0.5)  # softmax scale, for exp2
+PROBABILITY_SCALE_LOG2 = tl.constexpr(8.0)  # log2 of kProbabilityScale in csrc/ops.h
+
+
+# A tensor core leaves row sums of products with a thread holding columns 2t, 2t+1 of every 8, but
+# wants its fp8 left operand with bytes 4t .. 4t+3 of every 16: P would have to travel between
+# threads. Softmax does not care in which order the keys stand, so K's rows are loaded in the order
+# below, and P is then in the order of memory where it is, without a single shuffle.
+@triton.jit
+def _key_of_column(column):
+    """Which key of the tile column `column` of the scores holds: bits h·tt·e → tt·h·e of 16."""
+    return (column & -16) | ((column & 6) << 1) | ((column & 8) >> 2) | (column & 1)
+
+
+@triton.jit
+def _to_columns(values, BLOCK_N: tl.constexpr):
+    """[BLOCK_N] in the order of memory → in the order of the score columns."""
+    return values.reshape(BLOCK_N // 16, 4, 2, 2).trans(0, 2, 1, 3).reshape(BLOCK_N)
+
+
+@triton.jit
+def _to_memory(p, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """[BLOCK_M, BLOCK_N] in the order of the score columns → in the order of memory."""
+    split = p.reshape(BLOCK_M, BLOCK_N // 16, 2, 4, 2)
+    return split.trans(0, 1, 3, 2, 4).reshape(BLOCK_M, BLOCK_N)
+
+
+@triton.jit
+def _place(tile, context_tiles, context_tokens, current_tokens, BLOCK_N: tl.constexpr):
+    """(in the context?, tokens of its segment, first token in it) of key tile `tile`."""
+    in_context = tile < context_tiles
+    tokens = tl.where(in_context, context_tokens, current_tokens)
+    first = tl.where(in_context, tile, tile - context_tiles) * BLOCK_N
+    return in_context, tokens, first
+
+
+@triton.jit
+def self_attention(
+    q,  # [H, M, HEAD_DIM] f8 or bf16
+    q_scale,  # [H, M] f32, f8 only
+    context_k,  # [H, Tc, HEAD_DIM]
+    context_k_scale,  # [H, Tc] f32, f8 only
+    context_v,  # [H, HEAD_DIM, context_v_stride]
+    current_k,  # [H, Tk, HEAD_DIM]
+    current_k_scale,  # [H, Tk] f32, f8 only
+    current_v,  # [H, HEAD_DIM, current_v_stride]
+    v_scale,  # [H] f32, f8 only
+    out,  # [M, H * HEAD_DIM] bf16
+    tokens,  # M
+    heads,  # H
+    context_tokens,  # Tc, may be 0
+    current_tokens,  # Tk, at least 1
+    context_v_stride,
+    current_v_stride,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    F8: tl.constexpr,
+):
+    head = tl.program_id(1).to(tl.int64)
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = rows < tokens
+    dims = tl.arange(0, HEAD_DIM)
+    columns = tl.arange(0, BLOCK_N)
+    keys = _key_of_column(columns) if F8 else columns
+
+    q_rows = q + head * tokens * HEAD_DIM + rows[:, None] * HEAD_DIM
+    q_tile = tl.load(q_rows + dims[None, :], mask=inside[:, None], other=0.0)
+    row_scale = tl.full([BLOCK_M], SCALE_LOG2, tl.float32)  # logit in powers of two per score
+    if F8:
+        row_scale *= tl.load(q_scale + head * tokens + rows, mask=inside, other=0.0)
+    maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+
+    context_tiles = tl.cdiv(context_tokens, BLOCK_N)
+    tiles = context_tiles + tl.cdiv(current_tokens, BLOCK_N)
+    # The scores of tile i+1 are computed under the softmax of tile i: one tile of K runs ahead.
+    in_context, n, first = _place(0, context_tiles, context_tokens, current_tokens, BLOCK_N)
+    k_rows = tl.where(in_context, context_k, current_k) + head * n * HEAD_DIM
+    k_offsets = keys[:, None] * HEAD_DIM + dims[None, :]
+    k_tile = tl.load(k_rows + k_offsets, mask=(keys < n)[:, None], other=0.0)
+    scores_ahead = tl.dot(q_tile, k_tile.trans())
+    for tile in tl.range(0, tiles):
+        scores = scores_ahead
+        in_context, n, first = _place(tile, context_tiles, context_tokens, current_tokens, BLOCK_N)
+        # NOTE: the order of these statements is the schedule: everything that waits for memory
+        # stands before the product that the softmax is to run under.
+        if F8:
+            # NOTE: [BLOCK_N, 2] with equal columns. A vector shorter than the program's threads is
+            # loaded by Triton once per thread that needs it: 32 loads a thread instead of one.
+            twice = columns[:, None] + tl.zeros([1, 2], tl.int32)
+            k_scale = tl.where(in_context, context_k_scale, current_k_scale) + head * n + first
+            key_scale, _ = tl.split(tl.load(k_scale + twice, mask=twice < n - first, other=0.0))
+            scores *= _to_columns(key_scale, BLOCK_N)[None, :]
+        if first + BLOCK_N > n:
+            scores = tl.where((keys < n - first)[None, :], scores, float("-inf"))
+
+        ahead_in_context, ahead_n, ahead_first = _place(
+            tile + 1, context_tiles, context_tokens, current_tokens, BLOCK_N
+        )
+        k_rows = tl.where(ahead_in_context, context_k, current_k)
+        k_rows += (head * ahead_n + ahead_first) * HEAD_DIM
+        k_inside = keys < ahead_n - ahead_first  # none after the last tile
+        k_tile = tl.load(k_rows + k_offsets, mask=k_inside[:, None], other=0.0)
+        scores_ahead = tl.dot(q_tile, k_tile.trans())
+
+        v_stride = tl.where(in_context, context_v_stride, current_v_stride)
+        v_rows = tl.where(in_context, context_v, current_v) + head * HEAD_DIM * v_stride + first
+        v_tile = tl.load(v_rows + dims[:, None] * v_stride + columns[None, :])
+
+        new_maximum = tl.maximum(maximum, tl.max(scores, axis=1) * row_scale)
+        correction = tl.exp2(maximum - new_maximum)
+        maximum = new_maximum
+        shift = maximum - PROBABILITY_SCALE_LOG2
+        p = tl.exp2(scores * row_scale[:, None] - shift[:, None])  # 256 · P
+        total = total * correction + tl.sum(p, axis=1)
+        if F8:
+            p = _to_memory(p.to(tl.float8e4nv), BLOCK_M, BLOCK_N)
+            # Two levels: the tensor core sums a tile (4 steps, ~14 bits), f32 sums the tiles. It
+            # costs nothing: the correction turns from a multiplication into a multiply-add.
+            acc = acc * correction[:, None] + tl.dot(p, v_tile.trans())
+        else:
+            acc = tl.dot(p.to(tl.bfloat16), v_tile.trans(), acc * correction[:, None])
+
+    scale = 1.0 / total
+    if F8:
+        scale *= tl.load(v_scale + head)
+    out_rows = out + rows[:, None].to(tl.int64) * (heads * HEAD_DIM) + head * HEAD_DIM
+    values = (acc * scale[:, None]).to(tl.bfloat16)
+    tl.store(out_rows + dims[None, :], values, mask=inside[:, None])
+
+
+def _spec(f8: bool) -> Spec:
+    element = "*f8" if f8 else "*bf16"
+    return Spec(
+        name=f"self_attention.{'f8' if f8 else 'bf16'}",
+        function=self_attention,
+        parameters={
+            "q": element,
+            "q_scale": "*f32:4",
+            "context_k": element,
+            "context_k_scale": "*f32:4",
+            "context_v": element,
+            "current_k": element,
+            "current_k_scale": "*f32:4",
+            "current_v": element,
+            "v_scale": "*f32:4",
+            "out": "*bf16",
+            "tokens": "i32",
+            "heads": "i32",
+            "context_tokens": "i32",
+            "current_tokens": "i32",
+            "context_v_stride": f"i32:{VALUE_PADDING}",
+            "current_v_stride": f"i32:{VALUE_PADDING}",
+        },
+        constexprs={"HEAD_DIM": HEAD_DIM, "F8": f8},
+        launch=TUNING_F8 if f8 else TUNING_BF16,
+        grid=((Ceil("tokens", "BLOCK_M"),), (Ceil("heads"),), (1,)),
+        reason=REASON_F8 if f8 else REASON_BF16,
+        ops=("self_attention",),
+    )
+
+
+def _tiles(block_m: int, block_n: int, num_warps: int, num_stages: int) -> Launch:
+    return Launch(num_warps, num_stages, {"BLOCK_M": block_m, "BLOCK_N": block_n})
+
+
+REASON_F8 = (
+    "Registers: two score tiles, the tile's P·V and the accumulator are 4 × 64 of the 255 of a "
+    "thread at 64 rows a warp group. 128 rows a program because with 64 K and V would leave the L2 "
+    "cache at 5.1 TB/s (650 TFLOP/s), its limit; with 128 at half of that."
+)
+REASON_BF16 = (
+    "Registers: the accumulator and two score tiles; key tiles of 64, since with 128 the packed P "
+    "(32 registers instead of 16 in fp8) spills."
+)
+# Ada and consumer Blackwell have 99 KB of shared memory and no wgmma: operands pass through
+# registers, so smaller key tiles. Datacentre Blackwell keeps scores in tensor memory.
+TUNING_F8 = {
+    "default": _tiles(128, 64, 8, 2),
+    "sm_90a": _tiles(128, 128, 8, 3),
+    "sm_100a": _tiles(128, 128, 8, 2),
+}
+TUNING_BF16 = {
+    "default": _tiles(128, 32, 8, 2),
+    "sm_90a": _tiles(128, 64, 8, 3),
+    "sm_100a": _tiles(128, 128, 8, 2),
+}
+
+SPECS = [_spec(f8) for f8 in (True, False)]
