@@ -162,6 +162,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "LiveAct runtime: a DiT (Model), sessions on it (Stream), and the devices they run on.";
   bind_ops(m);
   py::register_exception<Error>(m, "CoreError", PyExc_RuntimeError);
+  py::register_exception<DeviceError>(m, "DeviceError", m.attr("CoreError"));
   py::register_exception<NonFiniteError>(m, "NonFiniteError", m.attr("CoreError"));
   py::register_exception<CancelledError>(m, "CancelledError", m.attr("CoreError"));
 

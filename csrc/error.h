@@ -15,6 +15,12 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// A device, its driver or a library of it that is missing, out of memory or failing.
+class DeviceError : public Error {
+ public:
+  using Error::Error;
+};
+
 // A block whose output has a NaN or an infinity. The stream is unusable afterwards, others are not.
 class NonFiniteError : public Error {
  public:
@@ -22,11 +28,11 @@ class NonFiniteError : public Error {
 };
 
 namespace detail {
-template <typename... Parts>
+template <typename Exception = Error, typename... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream message;
   (message << ... << parts);
-  throw Error(message.str());
+  throw Exception(message.str());
 }
 }  // namespace detail
 

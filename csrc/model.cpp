@@ -191,6 +191,18 @@ class Model::Loader {
         store(values.data(), static_cast<int64_t>(sizeof(float) * values.size())));
   }
 
+  // The filter [D, 1, 5] in the order the device wants.
+  const float* taps(const std::string& name) {
+    const std::vector<float> given = to_f32(host(name));
+    if (!model_.device_->tap_major()) return upload(given);
+    const size_t width = given.size() / kCompressTaps;
+    std::vector<float> transposed(given.size());
+    for (size_t i = 0; i < given.size(); ++i) {
+      transposed[i % kCompressTaps * width + i / kCompressTaps] = given[i];
+    }
+    return upload(transposed);
+  }
+
   Norm norm(const std::string& name) { return {vector(name + ".weight"), vector(name + ".bias")}; }
   Norm gain(const std::string& name) { return {vector(name + ".weight"), nullptr}; }
 
@@ -367,8 +379,8 @@ Model::Model(std::shared_ptr<Device> device, const ModelConfig& config, const Ho
     }
     layer.self_q_norm = load.gain(b + "self_attn.norm_q");
     layer.self_k_norm = load.gain(b + "self_attn.norm_k");
-    layer.token_filter.key_taps = load.vector(b + "self_attn.memory_proj_k.weight");
-    layer.token_filter.value_taps = load.vector(b + "self_attn.memory_proj_v.weight");
+    layer.token_filter.key_taps = load.taps(b + "self_attn.memory_proj_k.weight");
+    layer.token_filter.value_taps = load.taps(b + "self_attn.memory_proj_v.weight");
     layer.cross_norm = load.norm(b + "norm3");
     layer.cross_q = load.linear({b + "cross_attn.q"}, p.cross_q, plain);
     layer.cross_o = load.linear({b + "cross_attn.o"}, p.cross_o, plain);

@@ -124,8 +124,8 @@ struct Rope {
 
 // Depthwise 5-tap filters that compress keys and values; null taps mean the plain average.
 struct CompressFilter {
-  const float* key_taps = nullptr;    // [D, 5] or null
-  const float* value_taps = nullptr;  // [D, 5] or null
+  const float* key_taps = nullptr;    // [D, 5] ([5, D] where Device::tap_major) or null
+  const float* value_taps = nullptr;  // the same
   CompressAxis axis = CompressAxis::token;
 };
 
@@ -257,6 +257,10 @@ class Device {
 
   // The format in which this device wants the bias of a linear whose output has format `out`.
   virtual DType bias_dtype(DType out) const = 0;
+
+  // Whether this device wants the taps of CompressFilter as [5, D]: adjacent channels then load
+  // adjacent taps.
+  virtual bool tap_major() const { return false; }
 
   // Whether a weight of this host format can be used where it lies (memory-mapped), so that the
   // model need not copy it.

@@ -21,8 +21,8 @@ SCALE = 3  # it is drawn this much larger, for smooth edges
 RATE_HZ = 44_100
 
 SENTENCE = (
-    "Hello! I am only a drawing, and this voice is a machine. But give the engine one picture "
-    "and one recording, and I will talk for as long as you listen."
+    "Hello! I am only a drawing, and my voice is a machine. "
+    "Give the engine a picture and a recording, and it will talk for as long as you like."
 )
 
 Point = tuple[float, float]
@@ -154,7 +154,7 @@ def draw_body(canvas: Canvas) -> None:
     canvas.paint(canvas.ellipse((620, 800), (150, 90)), SWEATER_SHADE, blur=36, inside=body)
 
     side = [(440, 470), (444, 560), (470, 612)]
-    neck = canvas.blob([*side, (384, 668), *mirrored(side)[::-1]])
+    neck = canvas.blob([*side, (424, 648), (344, 648), *mirrored(side)[::-1]])
     collar = canvas.ellipse((384, 632), (116, 50))
     canvas.paint(canvas.ellipse((384, 640), (118, 52)), SWEATER_SHADE, blur=6, inside=body)
     canvas.paint(collar, SWEATER_LIGHT)
@@ -216,9 +216,8 @@ def draw_eye(canvas: Canvas, side: int, face: Image.Image) -> None:
     canvas.paint(canvas.ellipse((x - 7, y - 9), (5, 5)), (255, 255, 255), blur=0.6)
     canvas.paint(canvas.ellipse((x + 7, y + 5), (2.4, 2.4)), (255, 255, 255), opacity=0.8)
 
-    upper = [(x + side * dx, y + dy) for dx, dy in lid[:5]]
-    lashes = [*upper, (x + side * 49, y - 6)]
-    canvas.paint(canvas.stroke(lashes, (2, 6, 3)), (48, 28, 26))
+    lashes = [(x + side * dx, y + dy) for dx, dy in (*lid[:3], (25, -15), (39, -5), (50, -10))]
+    canvas.paint(canvas.stroke(lashes, (2, 6.5, 1.5)), (48, 28, 26))
     lower = [(x + side * dx, y + dy) for dx, dy in lid[4:]]
     canvas.paint(canvas.stroke(lower, (2.5, 1.6, 1)), (150, 94, 80), blur=0.8, opacity=0.7)
     crease = [(x + side * dx, y + dy) for dx, dy in ((-34, -14), (-6, -31), (26, -26), (44, -13))]
@@ -244,9 +243,9 @@ def draw_mouth(canvas: Canvas) -> None:
 
 def draw_hair_in_front(canvas: Canvas) -> None:
     # A side parting: the large part sweeps to the right, the small one to the left.
-    large = [(318, 108), (400, 84), (496, 110), (562, 190), (584, 300), (572, 410), (560, 440)]
-    inner = [(546, 360), (528, 280), (486, 222), (420, 188), (350, 150)]
-    small = [(330, 104), (262, 122), (204, 190), (182, 300), (196, 410), (208, 440)]
+    large = [(326, 96), (400, 82), (498, 104), (564, 184), (584, 300), (572, 410), (560, 440)]
+    inner = [(546, 360), (528, 280), (486, 222), (420, 188), (346, 142)]
+    small = [(344, 90), (258, 108), (200, 182), (182, 300), (196, 410), (208, 440)]
     inner_small = [(222, 360), (240, 290), (262, 232), (296, 180), (334, 138)]
     for outline in (large + inner, small + inner_small):
         lock = canvas.blob(outline)
@@ -281,7 +280,7 @@ def draw_hair_in_front(canvas: Canvas) -> None:
 
 def speak() -> np.ndarray:
     """The sentence as stereo int16 [n, 2] at 44.1 kHz, slightly different left and right."""
-    command = ["espeak-ng", "-v", "en-us+f3", "-s", "165", "-g", "2", "--stdout", SENTENCE]
+    command = ["espeak-ng", "-v", "en-us+f3", "-s", "172", "-g", "2", "--stdout", SENTENCE]
     wav = subprocess.run(command, check=True, capture_output=True).stdout
     # In a pipe espeak-ng cannot go back to write the length into the header: skip the 44 bytes.
     rate_hz = int.from_bytes(wav[24:28], "little")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,16 @@ def golden() -> Path:
 def load_golden(golden: Path):
     """Callable: `load_golden("dit/inputs.safetensors")` gives a dict of tensors."""
     return lambda name: load_file(golden / name)
+
+
+@pytest.fixture(scope="session")
+def compiled_kernels() -> Path:
+    """The GPU kernels compiled for sm_90a; only what changed is compiled again."""
+    pytest.importorskip("triton", reason="triton compiles the GPU kernels; it is not installed")
+    folder = REPOSITORY / "build" / "kernels"
+    command = [sys.executable, "-m", "triton_kernels.compile", "--arch", "sm_90a", "--out", folder]
+    subprocess.run(command, check=True, cwd=REPOSITORY)
+    return folder
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
 import threading
 import wave
@@ -18,6 +19,9 @@ from liveact.demo import write_demo_checkpoint
 REPOSITORY = Path(__file__).resolve().parent.parent
 PORTRAIT = REPOSITORY / "examples" / "portrait.png"
 T = TypeVar("T")
+
+# For processes of their own; see below.
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 # The networks here are tiny: a second thread gains nothing, and where other processes use the
 # cores, waiting for it was measured to make the tests ten times slower.

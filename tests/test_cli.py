@@ -21,7 +21,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from pipeline_helpers import PORTRAIT, demo_checkpoint, speech, write_wav
+from pipeline_helpers import ONE_THREAD, PORTRAIT, demo_checkpoint, speech, write_wav
 from safetensors.torch import load_file, save_file
 
 from liveact import cli
@@ -535,10 +535,11 @@ def test_an_older_video_survives_a_failure(run: Run, tmp_path: Path, wav: Path) 
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     wav = write_wav(tmp_path / "long.wav", speech(90.0))
     process = subprocess.Popen(
-        [sys.executable, "-m", "liveact.cli", *generate(wav, tmp_path, size="128x128")],
+        [sys.executable, "-m", "liveact.cli", *generate(wav, tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=ONE_THREAD,
     )
     assert process.stdout is not None
     while not process.stdout.readline().startswith("block"):
@@ -556,6 +557,7 @@ def test_a_reader_that_goes_away_ends_it(tmp_path: Path, wav: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=ONE_THREAD,
     )
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
@@ -600,7 +602,7 @@ def test_inspect_refuses_bad_options(run: Run, arguments: list[str]) -> None:
 
 
 def test_output_that_cannot_show_unicode_is_no_error() -> None:
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    environment = ONE_THREAD | {"PYTHONIOENCODING": "ascii"}
     result = subprocess.run(
         [sys.executable, "-m", "liveact.cli", "inspect", str(demo_checkpoint())],
         capture_output=True,

@@ -69,7 +69,15 @@ class Launch:
     constexprs: Mapping[str, Any] = field(default_factory=dict)  # tile sizes
 
 
-Factor = int | Ceil
+@dataclass(frozen=True)
+class Tiles:
+    """One factor of a grid dimension that only tuning changes: ⌈extent / the constexpr `tile`⌉."""
+
+    extent: int
+    tile: str
+
+
+Factor = int | Ceil | Tiles
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,8 @@ class Spec:
         def resolve(factor: Factor) -> int | tuple[str, int]:
             if isinstance(factor, int):
                 return factor
+            if isinstance(factor, Tiles):
+                return -(-factor.extent // constexprs[factor.tile])
             divisor = factor.divisor
             return factor.parameter, constexprs[divisor] if isinstance(divisor, str) else divisor
 

@@ -39,7 +39,7 @@ import triton.language as tl
 
 from triton_kernels.common import angles, encode, split_pairs, store_keys
 from triton_kernels.sizes import HEAD_DIM, PAIRS_FRAME, PAIRS_ROW
-from triton_kernels.spec import Ceil, Launch, Spec
+from triton_kernels.spec import Ceil, Launch, Spec, Tiles
 
 COMPRESS_TAPS = 5  # kCompressTaps
 
@@ -310,7 +310,7 @@ def _value_spec(taps: int, f8: bool) -> Spec:
         launch=VALUE_TUNING,
         grid=(
             (Ceil("frame_tokens", "TOKENS"),),
-            (Ceil("heads"), HEAD_DIM // VALUE_TUNING["default"].constexprs["ROWS"]),
+            (Ceil("heads"), Tiles(HEAD_DIM, "ROWS")),
             (1,),
         ),
         reason="Byte accesses, because a slot of a K-major row starts anywhere: lanes along tokens, "

@@ -23,8 +23,10 @@ int cuda_type(DType dtype) {
 CublasLt::CublasLt(const std::string& library) : library_(library) {
   const auto get_version = reinterpret_cast<size_t (*)()>(library_.symbol("cublasLtGetVersion"));
   version_ = get_version();
-  LIVEACT_CHECK(version_ >= kOldestVersion, library, ": expected cuBLASLt 12.9 or newer, found ",
-                version_ / 10000, ".", version_ / 100 % 100);
+  if (version_ < kOldestVersion) {
+    detail::fail<DeviceError>(library, ": expected cuBLASLt 12.9 or newer, found ",
+                              version_ / 10000, ".", version_ / 100 % 100);
+  }
   status_string_ =
       reinterpret_cast<const char* (*)(cublasStatus)>(library_.symbol("cublasLtGetStatusString"));
 #define LIVEACT_BIND(member, symbol_name, parameters) \
@@ -38,7 +40,7 @@ CublasLt::~CublasLt() = default;
 void CublasLt::check(cublasStatus status, const char* call) const {
   if (status == 0) return;
   const char* text = status_string_(status);
-  detail::fail(call, ": cuBLASLt status ", status, ": ", text ? text : "unknown");
+  detail::fail<DeviceError>(call, ": cuBLASLt status ", status, ": ", text ? text : "unknown");
 }
 
 struct GemmPlans::Plan {

@@ -40,6 +40,7 @@ class CudaDevice final : public Device {
   int64_t allocation_count() const override { return allocation_count_; }
   void upload(void* target, const void* host, int64_t bytes) override;
   DType bias_dtype(DType out) const override { return out; }
+  bool tap_major() const override { return true; }
   bool uses_host_weights(DType) const override { return false; }
   std::unique_ptr<Ops> open_ops(const OpsLimits& limits) override;
   int64_t ops_bytes(const OpsLimits& limits) const override;

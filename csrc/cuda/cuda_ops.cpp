@@ -152,9 +152,9 @@ void CudaOps::update_memory(std::span<const SlotUpdate> table, const CompressFil
                                                   token_stride,
                                                   tap_stride});
     launch("update_memory.value." + kind + format,
-           {context.v, current.v, target.v, context.v_scale, taps(filter.value_taps), context.heads,
-            frame_tokens, v_stride(context), v_stride(current), first_slot, s[0], s[1], s[2], s[3],
-            s[4], update.target, token_stride, tap_stride});
+           {context.v, current.v, target.v, taps(filter.value_taps), context.heads, frame_tokens,
+            v_stride(context), v_stride(current), first_slot, s[0], s[1], s[2], s[3], s[4],
+            update.target, token_stride, tap_stride});
   };
   for (const SlotUpdate& update : table) {
     if (reads_context(update)) build(update, staging);

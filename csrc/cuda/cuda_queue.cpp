@@ -91,7 +91,7 @@ void CudaOps::linear(const Rows& x, const Weight& weight, const Epilogue& epilog
               stream_);
   if (gated) {
     device_.kernels().launch(
-        "apply_epilogue", stream_,
+        "apply_epilogue.bf16", stream_,
         {product_.data(), epilogue.scale, epilogue.bias, out.data, x.rows, weight.n});
   }
 }

@@ -9,8 +9,9 @@ CudaDevice::CudaDevice(int index, std::vector<KernelImage> images, const CudaLib
     : driver_(libraries.driver), cublaslt_(libraries.cublaslt) {
   int count = 0;
   LIVEACT_DRIVER(driver_, device_count(&count));
-  LIVEACT_CHECK(index >= 0 && index < count, "cuda: expected one of ", count,
-                " devices, got index ", index);
+  if (index < 0 || index >= count) {
+    detail::fail<DeviceError>("cuda: expected one of ", count, " devices, got index ", index);
+  }
   LIVEACT_DRIVER(driver_, device_get(&device_, index));
   LIVEACT_DRIVER(driver_, context_retain(&context_, device_));
   try {
@@ -54,8 +55,8 @@ void* CudaDevice::allocate(int64_t bytes) {
     size_t free_bytes = 0;
     size_t total_bytes = 0;
     driver_.memory_info(&free_bytes, &total_bytes);
-    detail::fail(name_, ": expected room for ", bytes, " bytes, found ", free_bytes, " of ",
-                 total_bytes, " free");
+    detail::fail<DeviceError>(name_, ": expected room for ", bytes, " bytes, found ", free_bytes,
+                              " of ", total_bytes, " free");
   }
   driver_.check(driver_.memory_set(pointer, 0, size, upload_stream_), "cuMemsetD8Async");
   driver_.check(driver_.stream_synchronize(upload_stream_), "cuStreamSynchronize");

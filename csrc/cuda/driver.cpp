@@ -8,7 +8,8 @@ DynamicLibrary::DynamicLibrary(const std::string& name)
     : name_(name), handle_(dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) {
   if (handle_ == nullptr) {
     const char* reason = dlerror();
-    detail::fail("expected the library ", name, ", found none: ", reason ? reason : "no reason");
+    detail::fail<DeviceError>("expected the library ", name,
+                              ", found none: ", reason ? reason : "no reason");
   }
 }
 
@@ -16,8 +17,10 @@ DynamicLibrary::~DynamicLibrary() { dlclose(handle_); }
 
 void* DynamicLibrary::symbol(const char* symbol) const {
   void* address = dlsym(handle_, symbol);
-  LIVEACT_CHECK(address != nullptr, name_, ": expected the function ", symbol,
-                ", found none: the library is too old");
+  if (address == nullptr) {
+    detail::fail<DeviceError>(name_, ": expected the function ", symbol,
+                              ", found none: the library is too old");
+  }
   return address;
 }
 
@@ -35,8 +38,8 @@ void Driver::check(CUresult result, const char* call) const {
   const char* description = nullptr;
   error_name(result, &error);
   error_string(result, &description);
-  detail::fail(call, ": ", error ? error : "unknown error", " (", result,
-               "): ", description ? description : "no description");
+  detail::fail<DeviceError>(call, ": ", error ? error : "unknown error", " (", result,
+                            "): ", description ? description : "no description");
 }
 
 }  // namespace liveact::cuda

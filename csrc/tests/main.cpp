@@ -4,11 +4,20 @@
 #include <cstdio>
 #include <cstdlib>
 #include <new>
-#include <time.h>
 
 #include "check.h"
 
 namespace {
+struct Case {
+  const char* name;
+  void (*run)();
+};
+
+std::vector<Case>& cases() {
+  static std::vector<Case> all;  // cases register before main, in any order of files
+  return all;
+}
+
 std::atomic<int64_t> new_calls{0};
 int failures_of_case = 0;
 
@@ -39,9 +48,9 @@ extern "C" __attribute__((visibility("default"))) const char* __asan_default_opt
 
 namespace liveact::test {
 
-std::vector<Case>& cases() {
-  static std::vector<Case> all;
-  return all;
+bool add_case(const char* name, void (*run)()) {
+  cases().push_back({name, run});
+  return true;
 }
 
 int64_t new_count() { return new_calls; }
@@ -52,20 +61,23 @@ void fail(const std::string& message, Where where) {
   std::printf("%s:%u: %s\n", where.file_name(), where.line(), message.c_str());
 }
 
+void check_near(double a, double b, double tolerance, const char* names, Where where) {
+  if (std::abs(a - b) <= tolerance) return;
+  fail(text("expected ", names, ", got ", a, " and ", b, ", tolerance ", tolerance), where);
+}
+
 }  // namespace liveact::test
 
 int main() {
   int passed = 0;
   int failed = 0;
-  for (const liveact::test::Case& test : liveact::test::cases()) {
+  for (const Case& test : cases()) {
     failures_of_case = 0;
-    struct timespec t0; clock_gettime(CLOCK_MONOTONIC,&t0); auto now=[&]{struct timespec t; clock_gettime(CLOCK_MONOTONIC,&t); return (t.tv_sec-t0.tv_sec)+1e-9*(t.tv_nsec-t0.tv_nsec);};
     try {
       test.run();
     } catch (const std::exception& error) {
       liveact::test::fail(std::string("exception: ") + error.what());
     }
-    std::printf("%6.2f %s\n", now(), test.name);
     if (failures_of_case == 0) {
       ++passed;
       continue;

@@ -105,15 +105,19 @@ TEST(bf16_rounds_to_nearest_even) {
 }
 
 TEST(f8_row_contract) {
-  const std::vector<std::vector<float>> rows = {
-      {1.0f, -2.0f, 0.3f, 1e-3f},
-      {0.0f, 0.0f, 0.0f},
-      {-0.0f, 3e-13f, -1e-20f},  // amax below the floor
-      {1e-12f, 5e-13f},
-      {3e38f, -1e37f, 1.0f},
-      {0.1f},
-      {-7.7f, 7.7f, 7.699999f, 0.0150f, 0.5f, 0.25f, 0.3f, 0.7f, 1.9f, 5.5f, 4.4f},
+  std::vector<std::vector<float>> rows = {
+      {0.0f, 0.0f, 0.0f}, {-0.0f, 3e-13f, -1e-20f},  // amax below the floor
+      {1e-12f, 5e-13f},   {3e38f, -1e37f, 1.0f},    {0.1f},
   };
+  // Values around every rounding boundary, where x * (448 / amax) and x / scale differ.
+  for (const float bound : {1.0f, 7.7f, 0.013f, 3.3e-5f, 191.9f, 1.9e7f}) {
+    std::vector<float>& row = rows.emplace_back(1, -bound);
+    for (int code = 0; code < 0x7e; ++code) {
+      float x = static_cast<float>((e4m3fn(code) + e4m3fn(code + 1)) / 2 * bound / 448.0);
+      for (int i = 0; i < 4; ++i) x = std::nextafter(x, 0.0f);
+      for (int i = 0; i < 9; ++i) row.push_back(x = std::nextafter(x, bound));
+    }
+  }
   for (const std::vector<float>& row : rows) {
     float bound = 1e-12f;
     for (const float x : row) bound = x > bound ? x : -x > bound ? -x : bound;

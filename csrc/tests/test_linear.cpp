@@ -125,12 +125,13 @@ TEST(linear_sizes) {
   for (const auto& size : sizes) {
     const int64_t n = std::accumulate(size.parts.begin(), size.parts.end(), int64_t{0});
     const test::Cpu cpu = linear_cpu(size.m, n, size.k);
-    for (const DType weight : test::kAllTypes) {
-      check_linear(cpu, {.name = test::text(size.m, "x", size.k, " ", name(weight)),
+    for (const DType dtype : test::kAllTypes) {
+      check_linear(cpu, {.name = test::text(size.m, "x", size.k, " ", name(dtype)),
                          .m = size.m,
                          .k = size.k,
                          .parts = size.parts,
-                         .weight = weight,
+                         .x = dtype,
+                         .weight = dtype,
                          .bias = true});
     }
   }

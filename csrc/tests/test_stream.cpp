@@ -269,6 +269,40 @@ TEST(wrong_models_are_refused) {
   refused(config, checkpoint.tensors, 2, "in_dim > out_dim");
 }
 
+// Each product of each layer may have another format, as long as it fits where activations do.
+TEST(mixed_precision_policies_run) {
+  const Checkpoint checkpoint(DType::bf16);
+  const auto device = std::make_shared<cpu::CpuDevice>();
+  DType LayerPrecision::* const operands[] = {
+      &LayerPrecision::self_qkv, &LayerPrecision::self_o,   &LayerPrecision::cross_q,
+      &LayerPrecision::cross_o,  &LayerPrecision::audio_q,  &LayerPrecision::audio_o,
+      &LayerPrecision::ffn_up,   &LayerPrecision::ffn_down, &LayerPrecision::attention};
+  for (const DType activations : {DType::f32, DType::bf16}) {
+    for (int shift = 0; shift < 3; ++shift) {
+      Precision policy = Precision::uniform(activations, kConfig.num_layers);
+      int turn = shift;
+      for (LayerPrecision& layer : policy.layers) {
+        for (const auto operand : operands) {
+          const DType dtype = test::kAllTypes[++turn % 3];
+          layer.*operand = std::max(dtype, activations);  // wider formats come first
+        }
+      }
+      const auto model = std::make_shared<Model>(device, kConfig, checkpoint.tensors, policy);
+      const int64_t before = device->allocated_bytes();
+      Session session(model, options_with(1.7f), 11);
+      CHECK(all_finite(session.run(3)));
+      CHECK_EQ(Stream::required_bytes(*device, kConfig, policy, options_with(1.7f)),
+               device->allocated_bytes() - before);
+    }
+  }
+  Precision wide = Precision::uniform(DType::bf16, kConfig.num_layers);
+  wide.layers[1].ffn_up = DType::f32;
+  for(auto o: operands) wide.layers[0].*o=DType::f32;
+ Session bad(std::make_shared<Model>(device, kConfig, checkpoint.tensors, wide), options_with(), 1); bad.run(2);
+  check_throws<Error>([&] { Model(device, kConfig, checkpoint.tensors, wide); },
+                      "precision policy: expected no format in layer 1 wider than bf16");
+}
+
 TEST(nan_fails_one_stream_only) {
   for (const DType precision : test::kAllTypes) {
     const Fixture fixture(precision);
@@ -297,11 +331,12 @@ TEST(nan_fails_one_stream_only) {
 TEST(cancel_stops_a_running_denoise) {
   const Fixture fixture(DType::f32);
   Session session(fixture.model, options_with(), 8);
+  constexpr int64_t kMost = 1000;
   std::atomic<int64_t> blocks{0};
   std::string message;
   std::thread worker([&] {
     try {
-      for (; blocks < 100000; ++blocks) session.denoise();
+      for (; blocks < kMost; ++blocks) session.denoise();
     } catch (const CancelledError& error) {
       message = error.what();
     }
@@ -310,7 +345,7 @@ TEST(cancel_stops_a_running_denoise) {
   session.stream.cancel();
   worker.join();
   CHECK_EQ(message, "denoise: cancelled");
-  CHECK(blocks < 100000);
+  CHECK(blocks < kMost);
   check_throws<Error>([&] { session.denoise(); }, "expected a working stream");
 }
 

@@ -216,11 +216,11 @@ class DitStream:
 
     def set_prompt(self, text: torch.Tensor) -> None:
         """text [tokens, text_dim]: the prompt from the next block on."""
-        self._call(self._stream.set_prompt, _f32(text))
+        self._call("set_prompt", _f32(text))
 
     def set_image(self, features: torch.Tensor, y: torch.Tensor) -> None:
         """features [tokens, image_dim]; y [in_dim − out_dim, frames, h, w]."""
-        self._call(self._stream.set_image, _f32(features), _f32(y))
+        self._call("set_image", _f32(features), _f32(y))
 
     def denoise(
         self,
@@ -238,7 +238,7 @@ class DitStream:
         """
         rows = _f32(audio.reshape(audio.shape[0], -1))
         return torch.from_numpy(
-            self._call(self._stream.denoise, _f32(noise), _f32(renoise), rows, velocities)
+            self._call("denoise", _f32(noise), _f32(renoise), rows, velocities)
         )
 
     def cancel(self) -> None:
@@ -252,13 +252,13 @@ class DitStream:
 
     def export_context(self, step: int, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys (un-rotated) and values [context tokens, heads, head_dim] of the next block."""
-        k, v = self._call(self._stream.export_context, step, layer)
+        k, v = self._call("export_context", step, layer)
         return torch.from_numpy(k), torch.from_numpy(v)
 
-    @staticmethod
-    def _call(function: Any, *arguments: Any) -> Any:
+    def _call(self, name: str, *arguments: Any) -> Any:
+        # By name: a reference to the stream in the traceback of an error would outlive `close`.
         try:
-            return function(*arguments)
+            return getattr(self._stream, name)(*arguments)
         except (_core.CancelledError, _core.NonFiniteError) as error:
             raise SessionError(str(error)) from None
         except _core.CoreError as error:

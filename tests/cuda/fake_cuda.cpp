@@ -38,7 +38,7 @@ std::map<uintptr_t, std::string> modules;     // CUmodule -> image
 std::map<uintptr_t, std::string> functions;   // CUfunction -> image of its module
 uintptr_t next_handle = 0x1000;
 long live_allocations = 0;
-Graph* capture = nullptr;
+std::map<void*, Graph*> captures;  // CUstream -> what is being captured
 Hook hook = nullptr;
 
 template <typename... Parts>
@@ -61,9 +61,10 @@ void give(T* target, uintptr_t handle) {
 }
 
 // Now, or when the graph being captured is launched.
-void run(std::function<void()> work) {
-  if (capture != nullptr) {
-    capture->work.push_back(std::move(work));
+void run(void* stream, std::function<void()> work) {
+  const auto found = captures.find(stream);
+  if (found != captures.end()) {
+    found->second->work.push_back(std::move(work));
   } else {
     work();
   }
@@ -238,8 +239,8 @@ EXPORT int cuMemcpyDtoHAsync_v2(void* target, unsigned long long source, size_t 
   return record("cuMemcpyDtoHAsync", bytes);
 }
 EXPORT int cuMemcpyDtoDAsync_v2(unsigned long long target, unsigned long long source, size_t bytes,
-                                void*) {
-  run([=] {
+                                void* stream) {
+  run(stream, [=] {
     std::memcpy(reinterpret_cast<void*>(target), reinterpret_cast<void*>(source), bytes);
   });
   return record("cuMemcpyDtoDAsync", bytes);
@@ -249,9 +250,9 @@ EXPORT int cuStreamCreateWithPriority(void** stream, unsigned flags, int priorit
   return record("cuStreamCreateWithPriority", flags, priority);
 }
 EXPORT int cuStreamDestroy_v2(void*) { return record("cuStreamDestroy"); }
-EXPORT int cuStreamSynchronize(void*) {
+EXPORT int cuStreamSynchronize(void* stream) {
   const int code = record("cuStreamSynchronize");
-  return capture != nullptr ? 900 : code;  // CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+  return captures.contains(stream) ? 900 : code;  // CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
 }
 EXPORT int cuEventCreate(void** event, unsigned) {
   give(event, next_handle++);
@@ -280,20 +281,22 @@ EXPORT int cuFuncSetAttribute(void* function, int attribute, int value) {
                 value);
 }
 EXPORT int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
-                          unsigned by, unsigned bz, unsigned shared, void*, void** parameters,
-                          void**) {
+                          unsigned by, unsigned bz, unsigned shared, void* stream,
+                          void** parameters, void**) {
   const Launch launch(functions[reinterpret_cast<uintptr_t>(function)], gx, gy, gz, parameters);
   const int code =
       record("cuLaunchKernel", launch.name, gx, gy, gz, bx, by, bz, shared, "|" + launch.text());
-  if (code == 0) run(launch);
+  if (code == 0) run(stream, launch);
   return code;
 }
-EXPORT int cuStreamBeginCapture_v2(void*, int mode) {
-  capture = new Graph;
-  return record("cuStreamBeginCapture", mode);
+EXPORT int cuStreamBeginCapture_v2(void* stream, int mode) {
+  const int code = record("cuStreamBeginCapture", mode);
+  if (code == 0) captures[stream] = new Graph;
+  return code;
 }
-EXPORT int cuStreamEndCapture(void*, void** graph) {
-  *graph = std::exchange(capture, nullptr);
+EXPORT int cuStreamEndCapture(void* stream, void** graph) {
+  *graph = captures.at(stream);
+  captures.erase(stream);
   return record("cuStreamEndCapture");
 }
 EXPORT int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
@@ -372,9 +375,9 @@ EXPORT int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, voi
 }
 EXPORT int cublasLtMatmul(void*, Desc* desc, const void* alpha, const void* a, Layout* la,
                           const void* b, Layout* lb, const void* beta_pointer, const void*, Layout*,
-                          void* d, Layout* ld, const void*, void*, size_t, void*) {
+                          void* d, Layout* ld, const void*, void*, size_t, void* stream) {
   const float beta = *static_cast<const float*>(beta_pointer);
-  run([=, attributes = *desc, la = *la, lb = *lb, ld = *ld] {
+  run(stream, [=, attributes = *desc, la = *la, lb = *lb, ld = *ld] {
     matmul(attributes, a, la, b, lb, beta, d, ld);
   });
   return record("cublasLtMatmul", *static_cast<const float*>(alpha), beta);

@@ -1,0 +1,70 @@
+"""Builds the stand-in for libcuda and libcublasLt and gives its controls."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+SOURCE = Path(__file__).resolve().parent / "fake_cuda.cpp"
+
+# kernel name, addresses of its parameters, grid
+HOOK = ctypes.CFUNCTYPE(
+    None,
+    ctypes.c_char_p,
+    ctypes.POINTER(ctypes.c_void_p),
+    ctypes.c_uint,
+    ctypes.c_uint,
+    ctypes.c_uint,
+)
+
+
+class FakeCuda:
+    """One copy of the library (its state is per copy), as the runtime and the test see it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self._library = ctypes.CDLL(self.path)
+        self._library.fake_log.restype = ctypes.c_char_p
+        self._library.fake_live_allocations.restype = ctypes.c_long
+        self._hook: Any = None
+
+    @classmethod
+    def build(cls, folder: Path) -> FakeCuda:
+        path = folder / "libfake_cuda.so"
+        command = ["g++", "-O2", "-std=c++20", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+        command += ["-I", str(REPOSITORY / "csrc"), str(SOURCE), "-o", str(path)]
+        subprocess.run(command, check=True)
+        return cls(path)
+
+    def images(self, kernels: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The kernels with their names as cubins, and their parameters declared."""
+        for kernel in kernels:
+            letters = "".join(
+                "p" if p["type"][0] == "*" else "i" if p["type"] == "i32" else "f"
+                for p in kernel["parameters"]
+            )
+            self._library.fake_declare(kernel["name"].encode(), letters.encode())
+        return [{**kernel, "cubin": kernel["name"].encode() + b"\0"} for kernel in kernels]
+
+    def log(self) -> list[str]:
+        """The calls since the last `clear`, a line each."""
+        return list(self._library.fake_log().decode().splitlines())
+
+    def clear(self) -> None:
+        self._library.fake_clear()
+
+    def fail(self, call: str, code: int) -> None:
+        """The next `call` returns this code."""
+        self._library.fake_fail(call.encode(), code)
+
+    def live_allocations(self) -> int:
+        return int(self._library.fake_live_allocations())
+
+    def set_hook(self, hook: Callable[..., None]) -> None:
+        """Runs for every launch, also of a graph."""
+        self._hook = HOOK(hook)
+        self._library.fake_hook(self._hook)

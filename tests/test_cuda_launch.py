@@ -1,0 +1,280 @@
+"""The launch path of the CUDA backend without a GPU: against a driver that records every call."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sysconfig
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from liveact import _core, kernels
+from liveact.demo_weights import random_checkpoint
+from liveact.dit import Dit, DitStream, MemoryPolicy
+from liveact.errors import DeviceError, LiveActError
+from tests.cuda.fake import REPOSITORY, FakeCuda
+
+CONFIG: dict[str, Any] = {
+    "in_dim": 36,
+    "out_dim": 16,
+    "dim": 256,
+    "ffn_dim": 512,
+    "num_heads": 2,
+    "num_layers": 2,
+    "text_dim": 64,
+    "text_len": 32,
+    "freq_dim": 256,
+    "intermediate_dim": 16,
+    "output_dim": 48,
+    "context_tokens": 8,
+    "audio_window": 5,
+    "vae_scale": 4,
+    "patch_size": [1, 2, 2],
+}
+LATENT = (6, 8)  # F = 12
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> FakeCuda:
+    return FakeCuda.build(tmp_path_factory.mktemp("fake"))
+
+
+@pytest.fixture(scope="module")
+def images(fake: FakeCuda, compiled_kernels: Path) -> list[dict[str, Any]]:
+    return fake.images(kernels.load("sm_90a", compiled_kernels))
+
+
+def open_device(fake: FakeCuda, images: list[dict[str, Any]]) -> _core.Device:
+    return _core.open_cuda(0, images, fake.path, fake.path)
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    return random_checkpoint(CONFIG, 0, audio_layers=2, audio_channels=16, clip_dim=64)
+
+
+def core_config() -> _core.ModelConfig:
+    config = _core.ModelConfig()
+    for key in set(CONFIG) & set(dir(config)):
+        setattr(config, key, CONFIG[key])
+    config.image_dim, config.audio_dim = 64, 32
+    return config
+
+
+def open_stream(
+    device: _core.Device,
+    weights: dict[str, torch.Tensor],
+    precision: str = "fp8",
+    guidance: float = 1.0,
+) -> DitStream:
+    stream = Dit(device, core_config(), weights, precision).open_stream(
+        LATENT, MemoryPolicy(), guidance, 4
+    )
+    stream.set_image(torch.randn(4, 64), torch.randn(20, 14, *LATENT))
+    stream.set_prompt(torch.randn(5, 64))
+    return stream
+
+
+def denoise(stream: DitStream) -> torch.Tensor:
+    shape = (16, stream.frames_of_next_block, *LATENT)
+    rows = torch.zeros(stream.audio_rows_of_next_block, 32)
+    return stream.denoise(torch.randn(shape), torch.randn(2, *shape), rows)
+
+
+def calls(log: list[str]) -> Counter[str]:
+    return Counter(line.split()[0] for line in log)
+
+
+def test_declarations_agree_with_the_real_headers() -> None:
+    include = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "include"
+    if not (include / "cublasLt.h").exists():
+        pytest.skip(f"the nvidia-cublas package is not installed: expected {include}/cublasLt.h")
+    source = REPOSITORY / "tests" / "cuda" / "check_declarations.cpp"
+    command = ["g++", "-std=c++20", "-fsyntax-only", "-I", str(REPOSITORY / "csrc")]
+    command += ["-isystem", str(include / "cccl"), "-isystem", str(include), str(source)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("precision", ["fp8", "bf16"])
+def test_steady_block_is_three_graphs(fake, images, weights, precision: str) -> None:
+    """Blocks 0 and 1 run as they are, block 2 is captured, later ones launch a graph per step."""
+    stream = open_stream(open_device(fake, images), weights, precision)
+    logs = []
+    for _ in range(5):
+        fake.clear()
+        denoise(stream)
+        logs.append(fake.log())
+    counts = [calls(log) for log in logs]
+    assert [c["cuStreamBeginCapture"] for c in counts] == [0, 0, 3, 0, 0]
+    assert [c["cuGraphLaunch"] for c in counts] == [0, 0, 3, 3, 3]
+    assert counts[3] == counts[4]
+    assert sum(c["cuMemAlloc"] for c in counts) == 0, "denoise must not allocate"
+    # Waits: for the two uploads before the steps, the upload of the audio, the check and the result.
+    steps = [line.split()[0] for line in logs[3]]
+    first, last = steps.index("cuGraphLaunch"), len(steps) - steps[::-1].index("cuGraphLaunch")
+    assert "cuStreamSynchronize" not in steps[first:last], "a wait inside the block"
+
+
+def test_a_new_prompt_records_anew(fake, images, weights) -> None:
+    stream = open_stream(open_device(fake, images), weights)
+    for _ in range(4):
+        denoise(stream)
+    stream.set_prompt(torch.randn(9, 64))
+    fake.clear()
+    denoise(stream)
+    assert calls(fake.log())["cuStreamBeginCapture"] == 3
+
+
+def test_products_are_row_scaled_fp8_with_the_residual_in_beta(fake, images, weights) -> None:
+    stream = open_stream(open_device(fake, images), weights)
+    denoise(stream)
+    fake.clear()
+    denoise(stream)
+    log = fake.log()
+    modes = [line for line in log if line.startswith("cublasLtMatmulDescSetAttribute 3")]
+    assert "cublasLtMatmulDescSetAttribute 31 3" in modes
+    assert "cublasLtMatmulDescSetAttribute 32 3" in modes
+    residuals = sum(line == "cublasLtMatmul 1 1" for line in log)
+    # self_o, cross_o and ffn_down at every step, audio_o at two, in both layers.
+    assert residuals == 2 * (3 * 3 + 2)
+
+
+def test_argument_order_and_grid(fake, images, weights) -> None:
+    """One launch read back value by value."""
+    stream = open_stream(open_device(fake, images), weights)
+    denoise(stream)
+    fake.clear()
+    denoise(stream)
+    line = next(x for x in fake.log() if x.startswith("cuLaunchKernel self_attention.f8"))
+    launch, values = line.split("|")
+    grid = [int(n) for n in launch.split()[2:5]]
+    numbers = values.split()[10:]
+    tokens, heads, context, current = 8 * 12, 2, 6 * 12, 8 * 12
+    assert [int(n) for n in numbers] == [tokens, heads, context, current, 128, 128]
+    spec = next(i for i in images if i["name"] == "self_attention.f8")
+    arguments = dict(zip([p["name"] for p in spec["parameters"]][10:], map(int, numbers)))
+    expected = []
+    for dimension in spec["grid"]:
+        extent = 1
+        for factor in dimension:
+            extent *= (
+                factor
+                if isinstance(factor, int)
+                else -(-arguments[factor["parameter"]] // factor["divisor"])
+            )
+        expected.append(extent)
+    assert grid == expected
+
+
+def test_shared_memory_is_opted_into(fake, images) -> None:
+    fake.clear()
+    device = open_device(fake, images)
+    wanted = {i["name"]: i["shared_bytes"] for i in images if i["shared_bytes"] > 48 * 1024}
+    assert wanted, "at least attention needs more than the default"
+    found = {}
+    for line in fake.log():
+        if line.startswith("cuFuncSetAttribute"):
+            _, name, attribute, value = line.split()
+            assert attribute == "8"  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            found[name] = int(value)
+    assert found == wanted
+    del device
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "cuDeviceGetCount",
+        "cuDevicePrimaryCtxRetain",
+        "cuModuleLoadData",
+        "cuModuleGetFunction",
+        "cuFuncSetAttribute",
+        "cuStreamCreateWithPriority",
+    ],
+)
+def test_error_text_when_opening(fake, images, call: str) -> None:
+    fake.fail(call, 999)
+    with pytest.raises(_core.CoreError) as error:
+        open_device(fake, images)
+    assert "CUDA_ERROR_FAKE (999): a failure that the test asked for" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "blocks"),
+    [
+        ("cuLaunchKernel", 0),
+        ("cublasLtMatmul", 0),
+        ("cuMemcpyHtoDAsync", 0),
+        ("cuMemcpyDtoHAsync", 0),
+        ("cuStreamSynchronize", 0),
+        ("cuStreamBeginCapture", 2),
+        ("cuStreamEndCapture", 2),
+        ("cuGraphInstantiate", 2),
+        ("cuGraphLaunch", 3),
+    ],
+)
+def test_error_in_a_block_fails_that_stream_only(fake, images, weights, call, blocks) -> None:
+    device = open_device(fake, images)
+    failing, other = open_stream(device, weights), open_stream(device, weights)
+    for _ in range(blocks):
+        denoise(failing)
+        denoise(other)
+    fake.fail(call, 999)
+    with pytest.raises(LiveActError, match="a failure that the test asked for"):
+        denoise(failing)
+    with pytest.raises(LiveActError, match="failed before"):
+        denoise(failing)
+    denoise(other)
+
+
+def test_out_of_memory_says_how_much(fake, images, weights) -> None:
+    device = open_device(fake, images)
+    fake.fail("cuMemAlloc", 2)
+    with pytest.raises(_core.CoreError, match=r"expected room for \d+ bytes, found 1000 of 2000"):
+        Dit(device, core_config(), weights, "fp8")
+
+
+def test_nothing_is_left_on_the_device(fake, images, weights) -> None:
+    before = fake.live_allocations()
+    device = open_device(fake, images)
+    stream = open_stream(device, weights, guidance=1.5)
+    for _ in range(4):
+        denoise(stream)
+    assert fake.live_allocations() > before
+    del stream, device
+    gc.collect()
+    assert fake.live_allocations() == before
+
+
+def test_fp32_is_refused(fake, images, weights) -> None:
+    with pytest.raises(LiveActError, match="both fp8 or both bf16"):
+        denoise(open_stream(open_device(fake, images), weights, "fp32"))
+
+
+def test_missing_libraries_and_kernels(tmp_path: Path, fake, images) -> None:
+    with pytest.raises(_core.CoreError, match="expected the library libnothing.so, found none"):
+        _core.open_cuda(0, [], "libnothing.so", fake.path)
+    with pytest.raises(_core.CoreError, match="expected the library libnothing.so, found none"):
+        _core.open_cuda(0, [], fake.path, "libnothing.so")
+    with pytest.raises(_core.CoreError, match="expected one of 2 devices, got index 7"):
+        _core.open_cuda(7, images, fake.path, fake.path)
+    with pytest.raises(DeviceError, match="expected some compiled for sm_90a, found none"):
+        kernels.load("sm_90a", tmp_path)
+    assert _core.cuda_architecture(0, fake.path) == "sm_90a"
+
+
+def test_a_changed_cubin_is_refused(tmp_path: Path, compiled_kernels: Path) -> None:
+    folder = tmp_path / "sm_90a"
+    folder.mkdir()
+    for file in (compiled_kernels / "sm_90a").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    victim = folder / "guide.cubin"
+    victim.write_bytes(victim.read_bytes()[:-1] + b"!")
+    with pytest.raises(DeviceError, match=r"guide\.cubin: expected SHA-256"):
+        kernels.load("sm_90a", tmp_path)

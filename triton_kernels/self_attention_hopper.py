@@ -1,0 +1,280 @@
+"""self_attention in fp8 for Hopper, in Gluon: one producer and two consumer warp groups.
+
+The same op, layouts and ABI as self_attention.f8 (self_attention.py has the maths and is the
+readable statement); what differs is who does what. A program has 128 queries of one head. One warp
+group copies tiles of K, V and K's scales into a ring in shared memory; two others have 64 queries
+each and run freely beside each other, so that one's softmax fills the other's waits, on top of the
+softmax of tile i under the scores of tile i+1 within each. Nothing but the ring's barriers joins
+them: no program-wide barrier, no copies and no address arithmetic in a consumer.
+
+Copies are cp.async, not TMA: K's rows are wanted in the order of _key_of_column, heads begin at any
+row, and the ABI stays plain pointers, without descriptors to encode on the host.
+
+NOTE: Triton's interpreter knows no Gluon. What can be compared on a CPU is self_attention.f8; on a
+GPU tests/kernels/attention/test_attention_gpu.py compares the two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    async_copy,
+    fence_async_shared,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from triton_kernels import self_attention
+from triton_kernels.spec import Ceil, Launch, Spec
+
+HEAD_DIM = gl.constexpr(128)
+SCALE_LOG2 = gl.constexpr(1.4426950408889634 / 128**0.5)  # softmax scale, for exp2
+PROBABILITY_SCALE_LOG2 = gl.constexpr(8.0)  # log2 of kProbabilityScale in csrc/ops.h
+ROWS = gl.constexpr(64)  # queries of a consumer: the M of a wgmma
+KEYS = gl.constexpr(128)  # of a tile
+STAGES = gl.constexpr(6)  # tiles in the ring: 33 KB each
+IN_FLIGHT = gl.constexpr(
+    3
+)  # of them being copied at a time: 13 MB on 132 SMs, 2 µs of the L2 cache
+
+# 4 + 4 + 4 warps share 65536 registers. Consumers need two score tiles, P·V and the accumulator
+# (4 · 64, less what has died by then); the producer holds addresses.
+CONSUMER_REGISTERS = gl.constexpr(232)
+PRODUCER_REGISTERS = gl.constexpr(40)
+MEAN_REGISTERS = 168  # what 384 threads start with: 65536 / 384, down to a multiple of 8
+
+
+# P and the scales change their order as in self_attention.py; here the compiler is also told that
+# this moves nothing between threads (assert_trivial).
+@gluon.jit
+def _key_of_column(column):
+    """Which key of the tile column `column` of the scores holds: bits h·tt·e → tt·h·e of 16."""
+    return (column & -16) | ((column & 6) << 1) | ((column & 8) >> 2) | (column & 1)
+
+
+@gluon.jit
+def _to_columns(values):
+    """[KEYS] in the order of memory → in the order of the score columns."""
+    return values.reshape(KEYS // 16, 4, 2, 2).permute(0, 2, 1, 3).reshape(KEYS)
+
+
+@gluon.jit
+def _from_columns(values):
+    """The inverse of _to_columns."""
+    return values.reshape(KEYS // 16, 2, 4, 2).permute(0, 2, 1, 3).reshape(KEYS)
+
+
+@gluon.jit
+def _to_memory(p):
+    """[ROWS, KEYS] in the order of the score columns → in the order of memory."""
+    split = p.reshape(ROWS, KEYS // 16, 2, 4, 2)
+    return split.permute(0, 1, 3, 2, 4).reshape(ROWS, KEYS)
+
+
+@gluon.jit
+def _place(tile, context_tiles, context_tokens, current_tokens):
+    """(in the context?, tokens of its segment, first token in it) of key tile `tile`."""
+    in_context = tile < context_tiles
+    tokens = gl.where(in_context, context_tokens, current_tokens)
+    first = gl.where(in_context, tile, tile - context_tiles) * KEYS
+    return in_context, tokens, first
+
+
+@gluon.jit
+def _phase(use):
+    """Parity of the phase that ends when a stage has been filled (or emptied) `use` + 1 times."""
+    return use & 1
+
+
+@gluon.jit
+def _produce(keys_and_values, sizes, ring):
+    context_k, context_k_scale, context_v, current_k, current_k_scale, current_v = keys_and_values
+    _, _, context_tokens, current_tokens, context_v_stride, current_v_stride = sizes
+    k_tiles, v_tiles, scales, full, empty = ring
+    square: gl.constexpr = gl.BlockedLayout([1, 16], [4, 8], [4, 1], [1, 0])  # 16-byte copies
+    line: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    head = gl.program_id(1).to(gl.int64)
+    rows = gl.arange(0, KEYS, gl.SliceLayout(1, square))
+    columns = gl.arange(0, KEYS, gl.SliceLayout(0, square))
+    tokens_of_tile = gl.arange(0, KEYS, line)
+    keys = _key_of_column(rows)
+    context_tiles = gl.cdiv(context_tokens, KEYS)
+    tiles = context_tiles + gl.cdiv(current_tokens, KEYS)
+    for step in range(tiles + IN_FLIGHT):
+        if step >= IN_FLIGHT:  # hand over an old tile before waiting for room for a new one
+            async_copy.wait_group(IN_FLIGHT - 1)
+            fence_async_shared()  # written through the generic proxy, read by wgmma
+            mbarrier.arrive(full.index((step - IN_FLIGHT) % STAGES), count=1)
+        if step < tiles:
+            stage = step % STAGES
+            # The first round finds every stage empty: the phase before the first one is over.
+            mbarrier.wait(empty.index(stage), _phase(step // STAGES + 1))
+            in_context, n, first = _place(step, context_tiles, context_tokens, current_tokens)
+            # Beyond the segment the last key stands again; its scores are masked.
+            last = n - first - 1
+            k_rows = gl.where(in_context, context_k, current_k) + (head * n + first) * HEAD_DIM
+            k_offsets = gl.minimum(keys, last)[:, None] * HEAD_DIM + columns[None, :]
+            async_copy.async_copy_global_to_shared(k_tiles.index(stage), k_rows + k_offsets)
+            v_stride = gl.where(in_context, context_v_stride, current_v_stride)
+            v_rows = gl.where(in_context, context_v, current_v) + head * HEAD_DIM * v_stride + first
+            v_offsets = rows[:, None] * v_stride + columns[None, :]
+            async_copy.async_copy_global_to_shared(v_tiles.index(stage), v_rows + v_offsets)
+            k_scale = gl.where(in_context, context_k_scale, current_k_scale) + head * n + first
+            k_scale += gl.minimum(tokens_of_tile, last)
+            async_copy.async_copy_global_to_shared(scales.index(stage), k_scale)
+        async_copy.commit_group()  # an empty group after the last tile keeps the count
+
+
+@gluon.jit
+def _consume(queries, out, v_scale, sizes, q_tiles, ring, GROUP: gl.constexpr):
+    q, q_scale = queries
+    tokens, heads, context_tokens, current_tokens, _, _ = sizes
+    k_tiles, v_tiles, scales, full, empty = ring
+    mma: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
+    by_row: gl.constexpr = gl.SliceLayout(1, mma)
+    by_column: gl.constexpr = gl.SliceLayout(0, mma)
+    by_key: gl.constexpr = _from_columns(gl.arange(0, KEYS, by_column)).type.layout
+    left_operand: gl.constexpr = gl.DotOperandLayout(0, mma, 4)
+    square: gl.constexpr = gl.BlockedLayout([1, 16], [4, 8], [4, 1], [1, 0])
+
+    head = gl.program_id(1).to(gl.int64)
+    row0 = gl.program_id(0) * (2 * ROWS) + GROUP * ROWS
+    load_rows = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, square))
+    load_dims = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, square))
+    q_offsets = (head * tokens + load_rows[:, None]) * HEAD_DIM + load_dims[None, :]
+    q_tile = q_tiles.index(GROUP)
+    q_tile.store(gl.load(q + q_offsets, mask=(load_rows < tokens)[:, None], other=0.0))
+    fence_async_shared()
+
+    rows = row0 + gl.arange(0, ROWS, by_row)
+    inside = rows < tokens
+    row_scale = gl.load(q_scale + head * tokens + rows, mask=inside, other=0.0) * SCALE_LOG2
+    maximum = gl.full([ROWS], float("-inf"), gl.float32, by_row)
+    total = gl.zeros([ROWS], gl.float32, by_row)
+    acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, mma)
+    zeros = gl.zeros([ROWS, KEYS], gl.float32, mma)  # never read: use_acc=False
+
+    context_tiles = gl.cdiv(context_tokens, KEYS)
+    tiles = context_tiles + gl.cdiv(current_tokens, KEYS)
+    mbarrier.wait(full.index(0), 0)
+    scores = warpgroup_mma(q_tile, k_tiles.index(0).permute((1, 0)), zeros, use_acc=False)
+    for tile in range(tiles):
+        stage = tile % STAGES
+        _in_context, n, first = _place(tile, context_tiles, context_tokens, current_tokens)
+        if first + KEYS > n:
+            # keys < n - first, split so that a thread compares constants with one number
+            columns = gl.arange(0, KEYS, by_column)
+            of_thread = (columns & 6) << 1
+            of_register = _key_of_column(columns & ~6)
+            is_key = of_register < n - first - of_thread
+            scores = gl.where(is_key[None, :], scores, float("-inf"))
+        key_scale = _to_columns(scales.index(stage).load(by_key))
+        # NOTE: before the product, so that it can go where these scores were: 64 moves a tile less.
+        scores *= gl.convert_layout(key_scale, by_column, assert_trivial=True)[None, :]
+        next_stage = (tile + 1) % STAGES
+        # After the last tile there is none to wait for; the product below is then of stale bytes
+        # and dropped.
+        is_next = tile + 1 < tiles
+        mbarrier.wait(full.index(next_stage), _phase((tile + 1) // STAGES), pred=is_next)
+        k_tile = k_tiles.index(next_stage).permute((1, 0))
+        scores_ahead = warpgroup_mma(q_tile, k_tile, zeros, use_acc=False, is_async=True)
+        new_maximum = gl.maximum(maximum, gl.max(scores, axis=1) * row_scale)
+        correction = gl.exp2(maximum - new_maximum)
+        maximum = new_maximum
+        shift = maximum - PROBABILITY_SCALE_LOG2
+        p = gl.exp2(scores * row_scale[:, None] - shift[:, None])  # 256 · P
+        total = total * correction + gl.sum(p, axis=1)
+        p_tile = gl.convert_layout(
+            _to_memory(p.to(gl.float8e4nv)), left_operand, assert_trivial=True
+        )
+        v_tile = v_tiles.index(stage).permute((1, 0))
+        values = warpgroup_mma(p_tile, v_tile, zeros, use_acc=False, is_async=True)
+        scores, values = warpgroup_mma_wait(0, deps=[scores_ahead, values])
+        mbarrier.arrive(empty.index(stage), count=1)
+        # Two levels: the tensor core sums a tile (4 steps, ~14 bits), f32 sums the tiles.
+        acc = acc * correction[:, None] + values
+
+    scale = gl.load(v_scale + head) / total
+    out_rows = out + rows[:, None].to(gl.int64) * (heads * HEAD_DIM) + head * HEAD_DIM
+    dims = gl.arange(0, HEAD_DIM, by_column)
+    gl.store(out_rows + dims[None, :], (acc * scale[:, None]).to(gl.bfloat16), inside[:, None])
+
+
+@gluon.jit
+def self_attention_hopper(
+    q,  # [H, M, HEAD_DIM] f8
+    q_scale,  # [H, M] f32
+    context_k,  # [H, Tc, HEAD_DIM] f8
+    context_k_scale,  # [H, Tc] f32
+    context_v,  # [H, HEAD_DIM, context_v_stride] f8
+    current_k,  # [H, Tk, HEAD_DIM] f8
+    current_k_scale,  # [H, Tk] f32
+    current_v,  # [H, HEAD_DIM, current_v_stride] f8
+    v_scale,  # [H] f32
+    out,  # [M, H * HEAD_DIM] bf16
+    tokens,  # M
+    heads,  # H
+    context_tokens,  # Tc, may be 0
+    current_tokens,  # Tk, at least 1
+    context_v_stride,
+    current_v_stride,
+):
+    swizzled: gl.constexpr = gl.NVMMASharedLayout(128, 8, 2)  # as wgmma reads it
+    plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    barriers: gl.constexpr = mbarrier.MBarrierLayout()
+    q_tiles = gl.allocate_shared_memory(gl.float8e4nv, [2, ROWS, HEAD_DIM], swizzled)
+    k_tiles = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, KEYS, HEAD_DIM], swizzled)
+    v_tiles = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, HEAD_DIM, KEYS], swizzled)
+    scales = gl.allocate_shared_memory(gl.float32, [STAGES, KEYS], plain)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barriers)
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barriers)
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=1)  # the producer
+        mbarrier.init(empty.index(stage), count=2)  # both consumers
+    keys_and_values = (
+        context_k,
+        context_k_scale,
+        context_v,
+        current_k,
+        current_k_scale,
+        current_v,
+    )
+    sizes = (
+        tokens,
+        heads,
+        context_tokens,
+        current_tokens,
+        context_v_stride,
+        current_v_stride,
+    )
+    ring = (k_tiles, v_tiles, scales, full, empty)
+    queries = (q, q_scale)
+    gl.warp_specialize(
+        [
+            (_consume, (queries, out, v_scale, sizes, q_tiles, ring, 0)),
+            (_consume, (queries, out, v_scale, sizes, q_tiles, ring, 1)),
+            (_produce, (keys_and_values, sizes, ring)),
+        ],
+        [4, 4],
+        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+    )
+
+
+SPEC = dataclasses.replace(
+    self_attention.SPECS[0],  # fp8: the same parameters in the same order
+    name="self_attention.f8.hopper",
+    function=self_attention_hopper,
+    constexprs={},
+    launch={"default": Launch(num_warps=4)},  # of the first consumer; 12 in all
+    grid=((Ceil("tokens", 2 * ROWS.value),), (Ceil("heads"),), (1,)),
+    reason="Issue slots: 520 instructions a warp and tile in a consumer, 1205 cycles of an SM's "
+    "four schedulers where the products take 1024 and the exponentials 1056. Two consumers of 64 "
+    "rows at 232 registers are all that 64 K registers hold.",
+)
+
+# Not in the manifest before it has beaten self_attention.f8 on a GPU; the tests compile SPEC.
+SPECS: list[Spec] = []
