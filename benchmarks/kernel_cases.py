@@ -97,10 +97,7 @@ def _memory_cases() -> list[KernelCase]:
         case("corner", 2, (1, 1), "sequential", "token", "key"),
         case("corner", 5, (2, 3), "sharded", "frame", "key"),  # heads past one group of 4
         case("corner", 1, WIDE, "sequential", "token", "key"),
-        *(
-            case("performance", 40, grid, "sequential", "token", "key")
-            for grid in (SQUARE, WIDE)
-        ),
+        *(case("performance", 40, grid, "sequential", "token", "key") for grid in (SQUARE, WIDE)),
     ]
 
 

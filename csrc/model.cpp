@@ -106,6 +106,20 @@ Precision Precision::uniform(DType dtype, int64_t num_layers) {
           std::vector<LayerPrecision>(num_layers, LayerPrecision::uniform(dtype))};
 }
 
+void Precision::check(int64_t num_layers) const {
+  LIVEACT_CHECK(std::ssize(layers) == num_layers, "precision policy: expected ", num_layers,
+                " layers, got ", layers.size());
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const LayerPrecision& p = layers[i];
+    for (const DType dtype : {p.self_qkv, p.self_o, p.cross_q, p.cross_o, p.audio_q, p.audio_o,
+                              p.ffn_up, p.ffn_down, p.attention}) {
+      LIVEACT_CHECK(size_bytes(dtype) <= size_bytes(activations),
+                    "precision policy: expected no format in layer ", i, " wider than ",
+                    name(activations), ", got ", name(dtype));
+    }
+  }
+}
+
 namespace {
 
 std::string shape_text(const std::vector<int64_t>& shape) {
@@ -310,9 +324,7 @@ Model::Model(std::shared_ptr<Device> device, const ModelConfig& config, const Ho
              const Precision& precision)
     : device_(std::move(device)), config_(config), precision_(precision) {
   config.check();
-  LIVEACT_CHECK(static_cast<int64_t>(precision.layers.size()) == config.num_layers,
-                "precision policy: expected ", config.num_layers, " layers, got ",
-                precision.layers.size());
+  precision.check(config.num_layers);
   Loader load(*this, tensors);
   const DType plain = precision.activations;
   const int64_t d = config.dim;

@@ -74,6 +74,10 @@ struct Precision {
 
   // fp32: all fp32. bf16: all bf16. fp8: bf16 between sub-layers, fp8 operands in the layers.
   static Precision uniform(DType dtype, int64_t num_layers);
+
+  // Throws Error for another number of layers, or a layer format wider than `activations`, which
+  // fixes the room of every buffer.
+  void check(int64_t num_layers) const;
 };
 
 // A linear layer: `scale` and `bias` are what its epilogue takes ([n] or null).

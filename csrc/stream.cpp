@@ -55,6 +55,7 @@ Stream::Stream(Device& device, const ModelConfig& config, const Precision& preci
       options_(options) {
   const ModelConfig& c = config_;
   check_options(c, options);
+  precision_.check(c.num_layers);
   const SlotCounts& slots = options.slots;
   const DType plain = precision_.activations;
   make_rope();

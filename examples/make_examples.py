@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import wave
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ SCALE = 3  # it is drawn this much larger, for smooth edges
 RATE_HZ = 44_100
 
 SENTENCE = (
-    "Hello! I am only a drawing, and my voice is a machine. "
-    "Give the engine a picture and a recording, and it will talk for as long as you like."
+    "Hello! I am only a drawing. "
+    "Give the engine a picture and a recording, and it makes me talk for as long as you like."
 )
 
 Point = tuple[float, float]
@@ -63,14 +64,14 @@ class Canvas:
         ImageDraw.Draw(mask).ellipse(box, fill=255)
         return mask
 
-    def blob(self, points: list[Point]) -> Image.Image:
+    def blob(self, points: Sequence[Point]) -> Image.Image:
         """The closed smooth curve (Catmull-Rom) through `points`."""
         mask = self.blank()
         curve = [(x * SCALE, y * SCALE) for x, y in smooth(points, closed=True)]
         ImageDraw.Draw(mask).polygon(curve, fill=255)
         return mask
 
-    def stroke(self, points: list[Point], widths: tuple[float, float, float]) -> Image.Image:
+    def stroke(self, points: Sequence[Point], widths: tuple[float, float, float]) -> Image.Image:
         """A brush stroke along `points`: its width at the start, in the middle, at the end."""
         mask = self.blank()
         draw = ImageDraw.Draw(mask)
@@ -100,7 +101,7 @@ class Canvas:
         self.image.paste(color, (0, 0), mask)
 
 
-def smooth(points: list[Point], closed: bool) -> list[Point]:
+def smooth(points: Sequence[Point], closed: bool) -> list[Point]:
     """Points densely along the Catmull-Rom curve through `points`."""
     count = len(points)
     curve: list[Point] = []
@@ -119,7 +120,7 @@ def smooth(points: list[Point], closed: bool) -> list[Point]:
     return curve
 
 
-def mirrored(points: list[Point]) -> list[Point]:
+def mirrored(points: Sequence[Point]) -> list[Point]:
     return [(SIZE - x, y) for x, y in points]
 
 
@@ -288,7 +289,7 @@ def speak() -> np.ndarray:
     voice = soxr.resample(voice, rate_hz, RATE_HZ)
     pause = np.zeros(RATE_HZ // 5, np.float32)
     voice = np.concatenate([pause, voice / np.abs(voice).max() * 0.7, pause])
-    # As two microphones hear it that are 10 cm apart: 0.3 ms later and a little weaker at the right.
+    # As two microphones 10 cm apart hear it: 0.3 ms later and a little weaker on the right.
     delay = round(0.0003 * RATE_HZ)
     right = np.concatenate([np.zeros(delay, np.float32), voice[:-delay]]) * 0.85
     return (np.stack([voice, right], axis=1) * 32_767).round().astype(np.int16)
@@ -307,9 +308,7 @@ def main() -> None:
     portrait.save(HERE / "portrait.png", optimize=True)
     samples = speak()
     write_wav(HERE / "speech.wav", samples)
-    print(
-        f"portrait.png: {portrait.width}×{portrait.height}; speech.wav: {len(samples) / RATE_HZ:.1f} s"
-    )
+    print(f"portrait.png: {SIZE}×{SIZE}; speech.wav: {len(samples) / RATE_HZ:.1f} s")
 
 
 if __name__ == "__main__":

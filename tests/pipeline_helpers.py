@@ -65,6 +65,7 @@ class Background:
         self._error: BaseException | None = None
 
         def run() -> None:
+            torch.set_num_threads(1)  # for OpenMP this is a setting of each thread
             try:
                 self._result = function(*arguments, **options)
             except BaseException as error:

@@ -193,8 +193,6 @@ def test_sessions_at_once_are_as_alone(engine: Engine) -> None:
     def start(i: int) -> Background:
         return Background(run_whole, engine, sounds[i], **cases[i])
 
-    # In threads too: how many threads share an operation, which decides how its sums are rounded,
-    # is a setting of the calling thread.
     alone = [pictures(start(i).result()) for i in range(3)]
     together = [pictures(running.result()) for running in [start(i) for i in range(3)]]
     for a, b in zip(alone, together, strict=True):
@@ -602,17 +600,6 @@ def test_close_while_a_worker_works(engine: Engine, where: str) -> None:
         one.result()
     with pytest.raises(SessionError, match="closed"):
         consuming.result()
-
-
-def test_close_stops_the_denoiser_within_a_layer(engine: Engine) -> None:
-    """At a size where a block takes seconds."""
-    session = open_session(engine, size=(256, 256))
-    session.push_audio(speech(8.0), RATE_HZ)
-    wait_until(lambda: session._state.next_block == 1, "it never began")
-    time.sleep(0.05)
-    start_s = time.monotonic()
-    in_time(session.close)
-    assert time.monotonic() - start_s < 2.0
 
 
 def test_close_while_push_audio_waits(engine: Engine) -> None:

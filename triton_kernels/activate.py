@@ -50,7 +50,7 @@ def activate_rows(
     values = load_tiles(x + row * COLS, COLS, BLOCK)
     results = ()
     for i in tl.static_range(len(values)):
-        results = results + (activated(values[i], ACTIVATION),)
+        results += (activated(values[i], ACTIVATION),)
     quantize_tiles(out + row * COLS, scale + row, results, BLOCK)
 
 

@@ -28,7 +28,7 @@ def load_tiles(row, COLS: tl.constexpr, BLOCK: tl.constexpr):
     """A row as f32 tiles of BLOCK; BLOCK divides COLS."""
     tiles = ()
     for start in tl.static_range(0, COLS, BLOCK):
-        tiles = tiles + (tl.load(row + start + tl.arange(0, BLOCK)).to(tl.float32),)
+        tiles += (tl.load(row + start + tl.arange(0, BLOCK)).to(tl.float32),)
     return tiles
 
 

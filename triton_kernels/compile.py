@@ -44,6 +44,7 @@ class Compiled:
     """What came out of compiling one spec for one architecture."""
 
     cubin: bytes
+    ptx: str
     symbol: str
     num_warps: int
     shared_bytes: int
@@ -112,6 +113,7 @@ def compile_spec(spec: Spec, arch: str) -> Compiled:
         raise ValueError(f"{spec.name}: the launcher knows plain launches only")
     return Compiled(
         cubin=cubin,
+        ptx=kernel.asm["ptx"],
         symbol=metadata.name,
         num_warps=metadata.num_warps,
         shared_bytes=metadata.shared,
@@ -156,10 +158,7 @@ def _described(spec: Spec, arch: str) -> dict[str, Any]:
         "ops": list(spec.ops),
         "file": _file_name(spec),
         "grid": [
-            [
-                f if isinstance(f, int) else {"parameter": f[0], "divisor": f[1]}
-                for f in dimension
-            ]
+            [f if isinstance(f, int) else {"parameter": f[0], "divisor": f[1]} for f in dimension]
             for dimension in spec.grid_rule(arch)
         ],
         "parameters": parameters,
@@ -278,7 +277,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="triton_kernels.compile", description=__doc__)
     parser.add_argument("--arch", action="append", choices=sorted(CAPABILITIES), default=[])
     parser.add_argument("--out", type=Path, help="folder; gets one folder per architecture")
-    parser.add_argument("--list", action="store_true", help="print the kernels and their signatures")
+    parser.add_argument(
+        "--list", action="store_true", help="print the kernels and their signatures"
+    )
     options = parser.parse_args(arguments)
     if options.list:
         _print_list()

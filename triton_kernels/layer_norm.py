@@ -43,13 +43,13 @@ def layer_norm(
     mean = sum_tiles(values) / COLS
     centred = ()
     for i in tl.static_range(len(values)):
-        centred = centred + (values[i] - mean,)
+        centred += (values[i] - mean,)
     inverse = tl.div_rn(1.0, tl.sqrt_rn(sum_squares(centred) / COLS + eps))
     normed = ()
     for i in tl.static_range(len(centred)):
         columns = i * BLOCK + tl.arange(0, BLOCK)
         scaled = centred[i] * inverse * tl.load(gain + columns)
-        normed = normed + (scaled + tl.load(bias + columns),)
+        normed += (scaled + tl.load(bias + columns),)
     if F8:
         quantize_tiles(out + row * COLS, scale + row, normed, BLOCK)
     else:

@@ -29,7 +29,7 @@ def rms_norm(
     normed = ()
     for i in tl.static_range(len(values)):
         g = tl.load(gain + i * BLOCK + tl.arange(0, BLOCK))
-        normed = normed + (values[i] * inverse * g,)
+        normed += (values[i] * inverse * g,)
     store_tiles(out + row * COLS, normed, BLOCK)
 
 

@@ -8,8 +8,8 @@ Layouts: q, k [H, tokens, hd]; V is K-major, [H, hd, stride] with stride = token
 VALUE_PADDING and zeros beyond the tokens, because an fp8 wgmma reads nothing else.
 fp8: q and k have a scale per token and head; P is multiplied by 256 (kProbabilityScale) before its
 cast, which is an addition in the exponent of exp2 and leaves the result by the division by the row
-sum, which carries the same factor. V's scale per head is applied once, at the end. Non-finite: a NaN
-in a query row makes that row NaN, a NaN or infinite logit makes its query NaN.
+sum, which carries the same factor. V's scale per head is applied once, at the end.
+Not finite: a NaN or infinite logit makes its query's row NaN, a NaN in V its column.
 
 Grid: query tiles run fastest, so the 132 programs of a wave share two or three heads, whose K and V
 (3.7 MB a head at 14 latent frames of 1024 tokens) stay in the L2 cache.

@@ -118,22 +118,20 @@ class Spec:
         return {**self.constexprs, **self.launch_for(arch).constexprs}
 
     def grid_rule(self, arch: str) -> list[list[int | tuple[str, int]]]:
-        """The grid with tile names replaced by their values: factors are ints or (name, divisor)."""
-        constexprs = self.constexprs_for(arch)
+        """The grid with tiles resolved: a factor is an int or (parameter, divisor)."""
+        tiles: dict[str, int] = self.constexprs_for(arch)
 
         def resolve(factor: Factor) -> int | tuple[str, int]:
             if isinstance(factor, int):
                 return factor
             if isinstance(factor, Tiles):
-                return -(-factor.extent // constexprs[factor.tile])
+                return -(-factor.extent // tiles[factor.tile])
             divisor = factor.divisor
-            return factor.parameter, constexprs[divisor] if isinstance(divisor, str) else divisor
+            return factor.parameter, tiles[divisor] if isinstance(divisor, str) else divisor
 
         return [[resolve(factor) for factor in dimension] for dimension in self.grid]
 
-    def grid_for(
-        self, arguments: Mapping[str, Any], arch: str = "default"
-    ) -> tuple[int, int, int]:
+    def grid_for(self, arguments: Mapping[str, Any], arch: str = "default") -> tuple[int, int, int]:
         """The grid for these arguments, as the C++ launcher computes it."""
         x, y, z = (
             math.prod(

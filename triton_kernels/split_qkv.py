@@ -3,9 +3,9 @@
 
 `split_qkv.qk.<dim>.{f8,bf16}`: one program per token. RMS over all of D, gain, rotation for the
 token's latent frame, row and column, quantisation per head. Writes q and K, both [H, M, hd].
-`split_qkv.v.{f8,bf16}`: one program per 128 (64 in bf16) tokens of a head. Quantises with the head's fixed scale
-and transposes: V is [H, hd, v_stride], v_stride a multiple of 128 and at least M. Columns from M on
-are never written: whoever allocates the segment fills them with zeros, once.
+`split_qkv.v.{f8,bf16}`: one program per 128 (64 in bf16) tokens of a head. Quantises with the
+head's fixed scale and transposes: V is [H, hd, v_stride], v_stride a multiple of 128 and at least M.
+Columns from M on are never written: whoever allocates the segment fills them with zeros, once.
 
 DRAM traffic is the minimum: qkv is read once, q, K and V are written once, in rows of 128 bytes.
 At M = 8192, D = 5120, fp8: 252 MB read + 126 MB written + 5 MB of scales and gains = 100 µs at
@@ -102,12 +102,8 @@ def split_queries_keys(
         PAIRS_ROW,
     )
     at = token * HD
-    norm_rotate_store(
-        x, q_gain, q + at, q_scale + token, rows, eps, cos, sin, D, BLOCK, HD, F8
-    )
-    norm_rotate_store(
-        x + D, k_gain, k + at, k_scale + token, rows, eps, cos, sin, D, BLOCK, HD, F8
-    )
+    norm_rotate_store(x, q_gain, q + at, q_scale + token, rows, eps, cos, sin, D, BLOCK, HD, F8)
+    norm_rotate_store(x + D, k_gain, k + at, k_scale + token, rows, eps, cos, sin, D, BLOCK, HD, F8)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """unpatchify: the head's tokens to the velocity [channels, n, h, w] (csrc/ops.h).
 
-`unpatchify.{f32,bf16}` by the type of the tokens: elementwise over the velocity, which is written in
-order; its values are gathered. Once per step, 2 MB.
+`unpatchify.{f32,bf16}` by the type of the tokens: elementwise over the velocity, which is written
+in order; its values are gathered. Once per step, 2 MB.
 """
 
 from __future__ import annotations

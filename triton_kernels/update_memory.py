@@ -1,10 +1,10 @@
 """update_memory: the context of the next block from this one's context and current block
 (csrc/ops.h, csrc/kv_layout.h). Every target slot is one pair of launches:
 
-`update_memory.key.{compress,move}.{f8,bf16}`: keys are un-rotated from the slot, row and column they
-were rotated for, filtered with 5 taps (or moved), rotated for the target, quantised per head again.
-`update_memory.value.{compress,move}.{f8,bf16}`: values keep the head's fixed scale, so it cancels and
-a move is a copy of bytes. V is K-major, [H, hd, stride]: the slot of a row starts at any byte.
+`update_memory.key.{compress,move}.{f8,bf16}`: keys are un-rotated from the slot, row and column
+they were rotated for, filtered with 5 taps (or moved), rotated for the target, quantised again.
+`update_memory.value.{compress,move}.{f8,bf16}`: values keep the head's fixed scale, so it cancels
+and a move is a copy of bytes. V is K-major, [H, hd, stride]: a slot starts at any byte of a row.
 `update_memory.copy.{f8,bf16}`: one slot of a segment (K, its scales, V) to another one of the same
 layout.
 
@@ -12,8 +12,8 @@ The 5F tokens of the sources s0..s4 are one sequence; target token t takes, as t
 t · token_stride + j · tap_stride of it: (5, 1) compresses along tokens, (1, F) along latent frames,
 (1, 0) moves. Any F is right, multiple of something or not. Plain averaging is taps of 0.2.
 
-NOTE: taps are [5, D] here, tap-major, and [D, 5] in the checkpoint and csrc/ops.h: one transposition
-when a model is loaded, against 40 scalar loads per thread and head in the inner loop.
+NOTE: taps are [5, D] here, tap-major, and [D, 5] in the checkpoint: one transposition when a model
+is loaded, against 40 scalar loads per thread and head in the inner loop.
 
 In place, without a copy of the context: the launcher (1) writes the targets that read the context
 into a staging segment of the context's layout, (2) writes the others, which read the current block
@@ -99,9 +99,9 @@ def update_keys(
         source_token = sequence % frame_tokens
         in_current = slot >= first_slot
         at = tl.where(in_current, slot - first_slot, slot) * frame_tokens + source_token
-        rows = rows + (tl.where(in_current, current + at * HD, context + at * HD),)
-        scales = scales + (tl.where(in_current, current_scale + at, context_scale + at),)
-        tokens_per_head = tokens_per_head + (tl.where(in_current, current_tokens, context_tokens),)
+        rows += (tl.where(in_current, current + at * HD, context + at * HD),)
+        scales += (tl.where(in_current, current_scale + at, context_scale + at),)
+        tokens_per_head += (tl.where(in_current, current_tokens, context_tokens),)
         cos, sin = angles(
             frame_table,
             row_table,
@@ -113,7 +113,8 @@ def update_keys(
             PAIRS_FRAME,
             PAIRS_ROW,
         )
-        coss, sins = coss + (cos,), sins + (sin,)
+        coss += (cos,)
+        sins += (sin,)
     token_or_0 = tl.where(inside, token, 0)
     cos, sin = angles(
         frame_table,
@@ -313,8 +314,8 @@ def _value_spec(taps: int, f8: bool) -> Spec:
             (Ceil("heads"), Tiles(HEAD_DIM, "ROWS")),
             (1,),
         ),
-        reason="Byte accesses, because a slot of a K-major row starts anywhere: lanes along tokens, "
-        "and the 5 taps hit the same L1 lines. 16 values a thread and tap in flight.",
+        reason="Byte accesses, because a slot of a K-major row starts anywhere: lanes lie along "
+        "tokens, and the 5 taps hit the same L1 lines. 16 values a thread and tap in flight.",
         ops=("update_memory",),
         max_registers=128,
         max_shared_bytes=48 * 1024,

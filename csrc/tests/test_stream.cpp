@@ -297,10 +297,11 @@ TEST(mixed_precision_policies_run) {
   }
   Precision wide = Precision::uniform(DType::bf16, kConfig.num_layers);
   wide.layers[1].ffn_up = DType::f32;
-  for(auto o: operands) wide.layers[0].*o=DType::f32;
- Session bad(std::make_shared<Model>(device, kConfig, checkpoint.tensors, wide), options_with(), 1); bad.run(2);
   check_throws<Error>([&] { Model(device, kConfig, checkpoint.tensors, wide); },
-                      "precision policy: expected no format in layer 1 wider than bf16");
+                      "precision policy: expected no format in layer 1 wider than bf16, got fp32");
+  wide.layers.pop_back();
+  check_throws<Error>([&] { Stream::required_bytes(*device, kConfig, wide, options_with()); },
+                      "precision policy: expected 2 layers, got 1");
 }
 
 TEST(nan_fails_one_stream_only) {

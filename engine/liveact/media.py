@@ -1,6 +1,6 @@
 """Media files: the portrait in, the audio of a file in, the mp4 out.
 
-All three are streams over PyAV or Pillow with bounded memory; everything a user can get wrong raises
+Sound and film are streams through PyAV with bounded memory; everything a user can get wrong raises
 InputError with the name of the file.
 """
 

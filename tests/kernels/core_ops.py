@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from liveact import _core
 from torch import Tensor
+
+from liveact import _core
 
 DEVICE = _core.open_cpu()
 

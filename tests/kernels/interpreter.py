@@ -1,14 +1,15 @@
 """Triton's CPU interpreter, made to compute what a GPU computes. Import it before any kernel.
 
 What is put right, in the interpreter only, never in a tolerance:
-- fp32 → fp8: Triton 3.6 loses the carry of a rounding into the next power of two (−7.77 becomes −4).
+- fp32 → fp8: Triton 3.6 loses the carry of a rounding into the next power of two: −7.77 gives −4.
 - fp32 → bf16: it truncates; the hardware rounds to nearest even.
+- dot: it multiplies the bit patterns of bf16 as integers, and fp8 as float16.
 - maximum, minimum: the hardware's pass over a NaN unless told otherwise; NumPy's do not.
 - fp8 → fp32: it decodes NaN as 480.
 - a loop bound may be a runtime value: NumPy 2.4 no longer makes an int of an array of one element.
 
-And every load and store is checked to lie inside one of the launch's tensors: what compute-sanitizer
-does on a GPU.
+And every load and store is checked to lie inside one of the launch's tensors, which is what
+compute-sanitizer does on a GPU.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class _Bounds:
 
     def enter(self, tensors: list[Tensor]) -> None:
         spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors if t.numel())
-        self.starts, self.ends = (np.array(column, np.uint64) for column in zip(*spans, strict=True))
+        self.starts, self.ends = (
+            np.array(column, np.uint64) for column in zip(*spans, strict=True)
+        )
 
     def check(self, what: str, pointers: Any, mask: Any, element_bytes: int) -> None:
         at = pointers[np.broadcast_to(mask, pointers.shape)].astype(np.uint64)
@@ -107,6 +110,19 @@ def _repair() -> None:
     builder.create_masked_store = checked_store
     interpreter._convert_float = convert_float
     interpreter._patch_lang_tensor = patch_lang_tensor
+
+    def dot(self: Any, a: Any, b: Any, acc: Any, *rest: Any) -> Any:
+        left, right = (
+            x.data if x.dtype == tl.float32 else convert_operand(x.data, x.dtype) for x in (a, b)
+        )
+        return interpreter.TensorHandle(left @ right + acc.data, acc.dtype.scalar)
+
+    def convert_operand(data: Any, dtype: Any) -> Any:
+        if dtype == tl.float8e4nv:
+            return _F8_VALUES[data.view(np.uint8)]
+        return convert(data, dtype, tl.float32, None).view(np.float32)
+
+    builder.create_dot = dot
     builder.create_maxnumf = lambda self, a, b: self.binary_op(a, b, np.fmax)
     builder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.fmin)
 

@@ -1,9 +1,9 @@
 """What the ops compute, in float64, and how far fp32 arithmetic may be from it.
 
 Functions are named like the ops of csrc/ops.h and return (exact, error): the result before it is
-rounded to its format, and a bound on the error of any fp32 evaluation of the same formula. An fp8 or
-bf16 result is right if it lies between the roundings of exact − error and exact + error: for all but
-the rare value that close to a rounding boundary, that is one value, bit for bit.
+rounded to its format, and a bound on the error of any fp32 evaluation of the same formula. An fp8
+or bf16 result is right if it lies between the roundings of exact − error and exact + error: for all
+but the rare value that close to a rounding boundary, that is one value, bit for bit.
 """
 
 from __future__ import annotations
@@ -176,7 +176,9 @@ def check_codes(codes: Tensor, exact: Tensor, error: Tensor) -> None:
     low, high = (ordinal(encode(torch.where(nan, 0.0, exact + s * error))) for s in (-1, 1))
     found = ordinal(codes)
     wrong = ((found < low) | (found > high)) & ~nan
-    assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()} codes, first {wrong.nonzero()[0]}"
+    assert not wrong.any(), (
+        f"{int(wrong.sum())} of {wrong.numel()} codes, first {wrong.nonzero()[0]}"
+    )
 
 
 def check_f8(codes: Tensor, scale: Tensor, bounded: Bounded) -> None:

@@ -36,19 +36,20 @@ F32_LOGIT_ERROR = 2.0**-20
 TENSOR_CORE_LOGIT_ERROR = 2.0**-11
 
 
-# A launch as attention_interpreter.py takes it: spec name, arguments, constexprs, grid.
-Launch = tuple[str, dict[str, Any], dict[str, Any], tuple[int, int, int]]
+# A launch as attention_interpreter.py takes it: spec name, tile sizes, arguments.
+Launch = tuple[str, dict[str, int], dict[str, Any]]
 
 
 def launch_of(spec: Spec, arguments: dict[str, Any], arch: str) -> Launch:
     """The launch of `spec` with the tiles of `arch`, or "default"."""
-    return spec.name, arguments, spec.constexprs_for(arch), spec.grid_for(arguments, arch)
+    return spec.name, dict(spec.launch_for(arch).constexprs), arguments
 
 
 def interpret(launches: list[Launch], folder: Path) -> list[torch.Tensor]:
     """Runs launches in a process with Triton's interpreter; returns the tensor `out` of each."""
     torch.save(launches, folder / "in.pt")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(REPOSITORY)}
+    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "engine")])
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
     script = Path(__file__).with_name("attention_interpreter.py")
     command = [sys.executable, str(script), str(folder / "in.pt"), str(folder / "out.pt")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

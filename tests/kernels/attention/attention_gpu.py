@@ -171,10 +171,9 @@ def main() -> None:
             keys = arguments["context_tokens"] + arguments["current_tokens"]
             flop = 4 * arguments["tokens"] * keys * HEAD_DIM * arguments["heads"]
             median = statistics.median(times)
-            print(
-                f"{name} F={frame_tokens}: median {median:.3f} ms ({times[0]:.3f} .. {times[-1]:.3f}), "
-                f"{flop / median / 1e9:.0f} TFLOP/s"
-            )
+            spread = f"{times[0]:.3f} .. {times[-1]:.3f}"
+            rate = f"{flop / median / 1e9:.0f} TFLOP/s"
+            print(f"{name} F={frame_tokens}: median {median:.3f} ms ({spread}), {rate}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from attention_cases import (
+    BF16_STEP,
     HEAD_DIM,
+    Segment,
     SelfAttention,
     interpret,
     launch_of,
@@ -15,6 +17,7 @@ from attention_cases import (
     random_tokens,
 )
 
+from tests.kernels.core_ops import core
 from triton_kernels.self_attention import SPECS
 
 BY_PRECISION = {"f8": SPECS[0], "bf16": SPECS[1]}
@@ -141,3 +144,32 @@ def test_not_a_number_stays_where_it_belongs(results: dict, name: str) -> None:
     expected = torch.zeros_like(out, dtype=torch.bool)
     expected[NOT_A_NUMBER[name][1]] = True
     assert torch.equal(out.isnan(), expected)
+
+
+def core_self_attention(case: SelfAttention) -> torch.Tensor:
+    """The same call of the C++ CPU op, which takes V token-major."""
+    v_scale = case.v_scale if case.is_f8 else None
+
+    def segment(s: Segment) -> tuple[torch.Tensor | None, ...]:
+        values = s.v[..., : s.tokens].transpose(1, 2).contiguous()
+        return s.k, values, s.k_scale if case.is_f8 else None, v_scale
+
+    q_scale = case.q_scale if case.is_f8 else None
+    return core(
+        "self_attention", case.q, q_scale, segment(case.context), segment(case.current), "bf16"
+    )
+
+
+@pytest.mark.parametrize("precision", BY_PRECISION)
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_the_cpu_op(results: dict, name: str, precision: str) -> None:
+    case = CASES[name](precision == "f8")
+    out = results[name, precision, "sm_90a"].double()
+    expected = core_self_attention(case).double()
+    if precision == "f8" and case.context.tokens == 0 and case.current.tokens <= 128:
+        # One tile in both, so the same maxima and the same codes of P, but for a few on an edge.
+        assert ((out - expected).norm() / expected.norm()).item() <= BF16_STEP
+    _, bound, deviation = case.expected()
+    error = (out - expected).abs()
+    assert (error <= 2 * bound).all()
+    assert error.square().mean() <= 2 * deviation.square().mean(), "two independent errors"

@@ -161,9 +161,7 @@ def test_layer_norm_of_nan() -> None:
     x[0, 3] = float("nan")
     ones = torch.ones(256)
     out, scale = norm_outputs(True, 2, 256)
-    launch(
-        "layer_norm.256.f8", x=x, gain=ones, bias=ones, out=out, scale=scale, rows=2, eps=EPS
-    )
+    launch("layer_norm.256.f8", x=x, gain=ones, bias=ones, out=out, scale=scale, rows=2, eps=EPS)
     assert out[0].float().isnan().all() and not out[1].float().isnan().any()
 
 

@@ -1,0 +1,32 @@
+"""Starts the tests of tests/kernels/interpreted in a process of their own.
+
+The interpreter replaces the compiler when a kernel is defined, so the two cannot share a process.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent / "interpreted"
+REPOSITORY = FOLDER.parents[2]
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("test_*.py")))
+def test_under_the_interpreter(file: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(FOLDER / file),
+        "--tb=short",
+        "-p",
+        "no:warnings",
+    ]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{file} under the interpreter:\n{done.stdout}{done.stderr}"
