@@ -2,27 +2,36 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find csrc bindings -name '*.cpp' -o -name '*.h')
-STAMP := build/installed
+PIP := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --disable-pip-version-check
+SOURCES := $(shell find csrc bindings tests -name '*.cpp' -o -name '*.h')
+BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc bindings -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint kernels wheel clean
 
-$(STAMP): pyproject.toml setup.py CMakeLists.txt $(SOURCES)
+build/venv:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=24" "setuptools>=77" \
-	    "pybind11>=3.0,<4" "cmake>=3.22" "ninja>=1.11" "scipy-openblas32>=0.3.29,<0.4"
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --disable-pip-version-check \
-	    --no-build-isolation --editable ".[dev]"
-	mkdir -p build && touch $(STAMP)
+	$(PIP) "pip>=24" "setuptools>=77" "pybind11>=3.0,<4" "cmake>=3.22" "ninja>=1.11" \
+	    "scipy-openblas32>=0.3.29,<0.4"
+	mkdir -p build && touch $@
 
-demo: $(STAMP)
+# The engine itself, in place: what `make demo` needs.
+build/installed: build/venv $(BUILD_FILES)
+	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+# The tools of `make test`, Triton and the CUDA headers among them.
+build/tools: build/installed pyproject.toml
+	$(PIP) --no-build-isolation --editable ".[dev]"
+	touch $@
+
+demo: build/installed
 	mkdir -p out
 	$(BIN)/liveact demo-checkpoint out/checkpoint
 	$(BIN)/liveact generate --checkpoint out/checkpoint --image examples/portrait.png \
 	    --audio examples/speech.wav --prompt "A person is speaking." --size 256x256 \
 	    --trace out/trace.json --out out/demo.mp4
 
-lint: $(STAMP)
+lint: build/tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
@@ -31,5 +40,14 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest
 
+# GPU kernels for Hopper into the package: with them the engine can use a GPU.
+kernels: build/tools
+	$(BIN)/python -m triton_kernels.compile --arch sm_90a --out engine/liveact/gpu
+
+# A wheel that needs neither Triton nor a CUDA toolkit nor a compiler.
+wheel: kernels
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip wheel --quiet --no-deps --no-build-isolation \
+	    --wheel-dir dist .
+
 clean:
-	rm -rf build out $(VENV)
+	rm -rf build out dist engine/liveact/gpu $(VENV)

@@ -154,8 +154,8 @@ def draw_body(canvas: Canvas) -> None:
         canvas.paint(canvas.stroke(fold, (4, 16, 26)), SWEATER_SHADE, blur=6, inside=body)
     canvas.paint(canvas.ellipse((620, 800), (150, 90)), SWEATER_SHADE, blur=36, inside=body)
 
-    side = [(440, 470), (444, 560), (470, 612)]
-    neck = canvas.blob([*side, (424, 648), (344, 648), *mirrored(side)[::-1]])
+    edge = [(440, 470), (444, 560), (470, 612)]
+    neck = canvas.blob([*edge, (424, 648), (344, 648), *mirrored(edge)[::-1]])
     collar = canvas.ellipse((384, 632), (116, 50))
     canvas.paint(canvas.ellipse((384, 640), (118, 52)), SWEATER_SHADE, blur=6, inside=body)
     canvas.paint(collar, SWEATER_LIGHT)

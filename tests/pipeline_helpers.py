@@ -1,4 +1,4 @@
-"""What several tests of the pipeline need: the demo checkpoint, sound, and a guard against hanging."""
+"""What the tests of the pipeline share: the demo checkpoint, sound, a guard against hanging."""
 
 from __future__ import annotations
 

@@ -72,14 +72,14 @@ def test_a_stream_allocates_what_was_said_and_nothing_later(
 def test_the_latents_stay_of_order_one(dit: Dit) -> None:
     stream = open_stream(dit)
     norms = [denoise(stream, block).square().mean().sqrt().item() for block in range(40)]
-    assert 0.2 < min(norms) and max(norms) < 5
+    assert all(0.2 < norm < 5 for norm in norms)
 
 
 def test_a_cancelled_stream_stops_at_the_next_layer(dit: Dit) -> None:
     start_s = time.monotonic()
-    denoise(open_stream(dit, side=48))
+    denoise(open_stream(dit, side=24))
     block_s = time.monotonic() - start_s
-    stream = open_stream(dit, side=48)
+    stream = open_stream(dit, side=24)
     denoise(stream)
     running = Background(denoise, stream)
     assert running.running(block_s / 10)
@@ -130,9 +130,7 @@ def test_misuse_is_one_clear_error(dit: Dit) -> None:
         with pytest.raises(LiveActError, match="noise: expected shape"):
             stream.denoise(torch.zeros(shape), torch.zeros(2, *shape), torch.zeros(25, 192))
     with pytest.raises(LiveActError, match=r"audio: expected shape \[25, 192\], got \[36, 192\]"):
-        stream.denoise(
-            torch.zeros(16, 6, 4, 4), torch.zeros(2, 16, 6, 4, 4), torch.zeros(36, 192)
-        )
+        stream.denoise(torch.zeros(16, 6, 4, 4), torch.zeros(2, 16, 6, 4, 4), torch.zeros(36, 192))
     denoise(stream)
     with pytest.raises(LiveActError, match="before the first block"):
         stream.set_image(torch.zeros(257, 64), torch.zeros(20, 14, 4, 4))
@@ -219,7 +217,9 @@ def test_devices_are_what_was_asked_for() -> None:
     assert "fp8" in open_devices("cpu", "cpu", "fp8").reason
 
 
-@pytest.mark.parametrize("name", ["", "gpu", "cuda:", "cuda:-1", "cuda:1.0", "cuda:²", "CPU", "cpu:0"])
+@pytest.mark.parametrize(
+    "name", ["", "gpu", "cuda:", "cuda:-1", "cuda:1.0", "cuda:²", "CPU", "cpu:0"]
+)
 def test_devices_that_no_machine_has(name: str) -> None:
     with pytest.raises(InputError, match="expected cpu or cuda:N"):
         parse_device(name)

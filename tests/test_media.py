@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -94,12 +95,14 @@ def test_bad_images(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(picture[: len(picture) // 2])
     with pytest.raises(InputError, match=r"cut\.png: expected an image"):
         read_image(tmp_path / "cut.png", (64, 64))
-    Image.new("1", (9_000, 9_000)).save(tmp_path / "large.png")
-    with pytest.raises(InputError, match="at most 64 megapixels, got 9000×9000"):
-        read_image(tmp_path / "large.png", (64, 64))
-    Image.new("1", (40_000, 40_000)).save(tmp_path / "bomb.png")
-    with pytest.raises(InputError, match=r"bomb\.png"):
-        read_image(tmp_path / "bomb.png", (64, 64))
+    for name, side in (("large.png", 9_000), ("larger.png", 11_000), ("bomb.png", 40_000)):
+        quarters().save(tmp_path / name)
+        content = bytearray((tmp_path / name).read_bytes())
+        content[16:24] = side.to_bytes(4, "big") * 2  # width and height in the header
+        content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name}: .*(got {side}×{side}|exceeds limit)"):
+            read_image(tmp_path / name, (64, 64))
     Image.new("L", (20_000, 2)).save(tmp_path / "strip.png")
     with pytest.raises(InputError, match="got 5120000×512"):
         read_image(tmp_path / "strip.png", (512, 512))
@@ -148,11 +151,11 @@ def decode(audio: AudioFile) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "codec", "tolerance"),
     [
-        ("s16.wav", "pcm_s16le", 1e-4),
-        ("u8.wav", "pcm_u8", 1e-2),
-        ("s24.wav", "pcm_s24le", 1e-6),
+        ("s16.wav", "pcm_s16le", 2 / 2**15),
+        ("u8.wav", "pcm_u8", 2 / 2**7),
+        ("s24.wav", "pcm_s24le", 2 / 2**23),
         ("f64.wav", "pcm_f64le", 1e-7),
-        ("a.flac", "flac", 1e-4),
+        ("a.flac", "flac", 2 / 2**15),
         ("a.mp3", "libmp3lame", 0.02),
         ("a.m4a", "aac", 0.02),
     ],
@@ -167,7 +170,8 @@ def test_containers(tmp_path: Path, name: str, codec: str, tolerance: float) -> 
     found = np.concatenate(pieces)
     assert 0 <= len(found) - len(expected) <= (2_048 if tolerance == 0.02 else 0)
     middle = slice(4_096, 60_000)  # codecs ring at the ends
-    assert np.abs(found[middle] - expected[middle]).max() < tolerance
+    error = np.sqrt(np.square(found[middle] - expected[middle]).mean())
+    assert error < tolerance  # RMS; a displacement by one packet gives 0.2
     assert np.array_equal(decode(audio), found)  # from the start again
 
 

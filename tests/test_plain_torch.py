@@ -8,18 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import relative_error
 from torch import Tensor
 
 from benchmarks.plain_torch import (
-    Layout,
     PlainDiT,
     PlainStream,
-    UpdateTable,
-    audio_rows,
-    audio_windows,
-    update_table,
 )
 
 Load = Callable[[str], dict[str, Tensor]]

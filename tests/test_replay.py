@@ -113,8 +113,8 @@ def test_the_context_after_block_3_is_what_block_4_was_recorded_with(
 # relative RMS error is u/√3 · √(3/(8·ln 2)) = 0.425·u.
 #
 # The errors of the terms of a sum of products are independent, so a product is off, relative to
-# its own RMS, by √2 of that for its two operands (fp8: 3.8 %), and by √3 where its result is rounded
-# too (bf16: 0.29 %).
+# its own RMS, by √2 of that for its two operands (fp8: 3.8 %), and by √3 where its result is
+# rounded too (bf16: 0.29 %).
 #
 # What a sub-layer adds to the residual stream came through a chain of products, whose errors add in
 # squares: v and O, or W1 and W2, which is 2 (q and k only move weights between the values). Text,

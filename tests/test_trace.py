@@ -118,7 +118,7 @@ def test_files_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_disk_that_fills_up_is_one_error(tmp_path: Path) -> None:
     timeline = Timeline(tmp_path / "trace.json")
     assert timeline._file is not None
-    timeline._file = Path("/dev/full").open("w")
+    timeline._file = Path("/dev/full").open("w")  # noqa: SIM115
     with pytest.raises(InputError, match="No space left"), timeline.span("a", 0, "a"):
         pass
     with timeline.span("a", 1, "a"):

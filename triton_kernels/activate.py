@@ -19,7 +19,7 @@ from triton_kernels.spec import Ceil, Launch, Spec
 def gelu_tanh(x):
     """0.5·x·(1 + tanh(u)) = x / (1 + exp(−2u)), u = √(2/π)·(x + 0.044715·x³).
 
-    The exponent is bounded so that the sum stays finite: x / ∞ would be right, ∞ / ∞ not.
+    The exponent is bounded as in csrc/cpu: an infinite x stays infinite instead of becoming NaN.
     """
     u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
     return x / (1.0 + tl.exp2(tl.minimum(-2.8853900817779268 * u, 126.0)))

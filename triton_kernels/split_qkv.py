@@ -4,7 +4,7 @@
 `split_qkv.qk.<dim>.{f8,bf16}`: one program per token. RMS over all of D, gain, rotation for the
 token's latent frame, row and column, quantisation per head. Writes q and K, both [H, M, hd].
 `split_qkv.v.{f8,bf16}`: one program per 128 (64 in bf16) tokens of a head. Quantises with the
-head's fixed scale and transposes: V is [H, hd, v_stride], v_stride a multiple of 128 and at least M.
+head's fixed scale and transposes: V is [H, hd, v_stride], v_stride a multiple of 128, at least M.
 Columns from M on are never written: whoever allocates the segment fills them with zeros, once.
 
 DRAM traffic is the minimum: qkv is read once, q, K and V are written once, in rows of 128 bytes.

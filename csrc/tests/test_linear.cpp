@@ -35,9 +35,8 @@ void check_linear(const test::Cpu& cpu, const Rows& x, const LinearCase& c, test
   std::vector<Matrix> parts;
   std::vector<float> scale;
   for (const int64_t n : c.parts) {
-    weight.parts[parts.size()] = {nullptr, n};
     parts.emplace_back(n, c.k, c.weight, random.normals(n * c.k));
-    weight.parts[parts.size() - 1].data = parts.back().rows().data;
+    weight.parts[parts.size() - 1] = {parts.back().rows().data, n};
     weight.n += n;
     // Of fp8 weights the channel scale is part of the weight, a gate may be multiplied in.
     for (int64_t i = 0; i < n; ++i) {

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from liveact import _core
+from liveact import _core, kernels
 from liveact.dit import PRECISIONS
 from liveact.errors import DeviceError, InputError
+
+_CUBLASLT = "libcublasLt.so.13"
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,8 @@ class Devices:
     """The choice of one engine. `reason` says in one line what was chosen and why."""
 
     core: _core.Device
-    name: str
+    name: str  # of the DiT
+    encoder_name: str
     vae_name: str
     precision: str
     reason: str
@@ -24,25 +29,44 @@ class Devices:
     @property
     def torch_device(self) -> torch.device:
         """Of the encoders."""
-        return torch.device(self.name)
+        return torch.device(self.encoder_name)
 
     @property
     def vae_torch_device(self) -> torch.device:
         return torch.device(self.vae_name)
 
 
-def cuda_obstacle() -> str | None:
-    """Why CUDA cannot be used for the DiT here, in a few words; None when it can."""
-    return "this build has no CUDA backend"
+def _index(name: str) -> int:
+    return int(name.removeprefix("cuda:"))
 
 
-def vae_cuda_obstacle(name: str) -> str | None:
-    """Why torch cannot run the VAE on the CUDA device `name`; None when it can."""
+def cublaslt_library() -> str:
+    """Where cuBLASLt is: in the package that comes with torch, else by its name."""
+    spec = importlib.util.find_spec("nvidia")
+    for folder in spec.submodule_search_locations or [] if spec else []:
+        for found in Path(folder).glob(f"*/lib/{_CUBLASLT}"):
+            return str(found)
+    return _CUBLASLT
+
+
+def cuda_obstacle(name: str = "cuda:0") -> str | None:
+    """Why the DiT cannot run on this CUDA device, in a few words; None when it can."""
+    try:
+        architecture = _core.cuda_architecture(_index(name))
+    except _core.CoreError as error:
+        return str(error)
+    if architecture not in (packaged := kernels.available()):
+        found = ", ".join(packaged) or "none"
+        return f"{name} needs kernels for {architecture}, packaged are {found} (make kernels)"
+    return None
+
+
+def torch_cuda_obstacle(name: str) -> str | None:
+    """Why torch cannot use the CUDA device `name`; None when it can."""
     if not torch.cuda.is_available():
         return f"torch {torch.__version__} finds no CUDA device"
-    count = torch.cuda.device_count()
-    if int(name.removeprefix("cuda:")) >= count:
-        return f"torch finds {count} CUDA device(s)"
+    if _index(name) >= torch.cuda.device_count():
+        return f"torch finds {torch.cuda.device_count()} CUDA device(s)"
     return None
 
 
@@ -51,7 +75,7 @@ def parse_device(name: str) -> str:
     if name == "cpu":
         return name
     kind, _, index = name.partition(":")
-    if kind == "cuda" and (index.isdecimal() or name == "cuda"):
+    if kind == "cuda" and ((index.isascii() and index.isdecimal()) or name == "cuda"):
         return f"cuda:{int(index or 0)}"
     raise InputError(f"device: expected cpu or cuda:N, got {name!r}")
 
@@ -63,18 +87,33 @@ def open_devices(device: str | None, vae_device: str | None, precision: str | No
     """
     if precision is not None and precision not in PRECISIONS:
         raise InputError(f"precision: expected {', '.join(PRECISIONS)}, got {precision!r}")
-    obstacle = cuda_obstacle()
-    if device is None:
-        name = "cpu" if obstacle else "cuda:0"
-        reason = f"{name} (no CUDA: {obstacle})" if obstacle else name
-    else:
-        name = reason = parse_device(device)
-        if name != "cpu" and obstacle:
+    name = "cuda:0" if device is None else parse_device(device)
+    vae_name = None if vae_device is None else parse_device(vae_device)
+    because = ""
+    if name != "cpu" and (obstacle := cuda_obstacle(name)):
+        if device is not None:
             raise DeviceError(f"device: expected a usable {name}, found that {obstacle}")
-    vae_name = name if vae_device is None else parse_device(vae_device)
-    if vae_name != "cpu" and (obstacle := vae_cuda_obstacle(vae_name)):
-        raise DeviceError(f"vae-device: expected a usable {vae_name}, found that {obstacle}")
+        name, because = "cpu", f" (no CUDA: {obstacle})"
     if precision is None:
         precision = "fp32" if name == "cpu" else "fp8"
-    core = _core.open_cpu()
-    return Devices(core, name, vae_name, precision, f"{reason}, {precision}; VAE on {vae_name}")
+    if name != "cpu" and precision == "fp32":
+        raise InputError(f"precision: expected fp8 or bf16 on {name}, got fp32 (which is cpu only)")
+    encoder_name = "cpu" if name == "cpu" or torch_cuda_obstacle(name) else name
+    if vae_name is None:
+        vae_name = encoder_name
+    elif vae_name != "cpu" and (obstacle := torch_cuda_obstacle(vae_name)):
+        raise DeviceError(f"vae-device: expected a usable {vae_name}, found that {obstacle}")
+    core = _open(name)
+    reason = f"{name}{because}, {precision}; encoders on {encoder_name}, VAE on {vae_name}"
+    return Devices(core, name, encoder_name, vae_name, precision, reason)
+
+
+def _open(name: str) -> _core.Device:
+    try:
+        if name == "cpu":
+            return _core.open_cpu()
+        index = _index(name)
+        images = kernels.load(_core.cuda_architecture(index))
+        return _core.open_cuda(index, images, cublaslt=cublaslt_library())
+    except _core.CoreError as error:
+        raise DeviceError(f"device: expected a usable {name}, found that {error}") from None

