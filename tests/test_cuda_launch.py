@@ -114,7 +114,7 @@ def test_steady_block_is_three_graphs(fake, images, weights, precision: str) -> 
     assert [c["cuGraphLaunch"] for c in counts] == [0, 0, 3, 3, 3]
     assert counts[3] == counts[4]
     assert sum(c["cuMemAlloc"] for c in counts) == 0, "denoise must not allocate"
-    # Waits: for the two uploads before the steps, the upload of the audio, the check and the result.
+    # It may wait for the uploads before the steps, and for the check and the result after them.
     steps = [line.split()[0] for line in logs[3]]
     first, last = steps.index("cuGraphLaunch"), len(steps) - steps[::-1].index("cuGraphLaunch")
     assert "cuStreamSynchronize" not in steps[first:last], "a wait inside the block"
@@ -258,9 +258,9 @@ def test_fp32_is_refused(fake, images, weights) -> None:
 
 
 def test_missing_libraries_and_kernels(tmp_path: Path, fake, images) -> None:
-    with pytest.raises(_core.CoreError, match="expected the library libnothing.so, found none"):
+    with pytest.raises(_core.CoreError, match=r"expected the library libnothing.so, found none"):
         _core.open_cuda(0, [], "libnothing.so", fake.path)
-    with pytest.raises(_core.CoreError, match="expected the library libnothing.so, found none"):
+    with pytest.raises(_core.CoreError, match=r"expected the library libnothing.so, found none"):
         _core.open_cuda(0, [], fake.path, "libnothing.so")
     with pytest.raises(_core.CoreError, match="expected one of 2 devices, got index 7"):
         _core.open_cuda(7, images, fake.path, fake.path)

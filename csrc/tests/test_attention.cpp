@@ -192,29 +192,36 @@ TEST(self_attention_of_equal_values_is_that_value) {
   }
 }
 
-// P is rounded to fp8 at 256 times its value, its sum is not. Key 0 has logit 0 and value 0, the
-// other hundred have p = 0.065 and value 1; 256 · 0.065 = 16.64 is rounded to 16.
+// P is rounded to fp8 at 256 times its value, its sum is not. Key 0 has logit 0 and value 0, a
+// hundred others have logit log(p) and value 1.
 TEST(self_attention_rounds_probabilities_but_not_their_sum) {
   constexpr int64_t kHeadDim = 8, kOthers = 100;
-  const double p = 0.065;
-  std::vector<float> scale = {1.0f};
-  const Segment current(1, kOthers + 1, kHeadDim, DType::f8, scale);
-  std::memset(current.view().k, 0, (kOthers + 1) * kHeadDim);
-  std::memset(current.view().v, 0, (kOthers + 1) * kHeadDim);
-  std::fill_n(current.view().k_scale, kOthers + 1, 1.0f);
-  const Queries q(1, 1, kHeadDim, DType::f8, std::vector<float>(kHeadDim, 1.0f));
-  q.view.scale[0] = static_cast<float>(-std::log(p) * std::sqrt(8.0) / 448.0);  // codes are 448
-  for (int64_t t = 1; t <= kOthers; ++t) {
-    test::set_element(current.view().k, DType::f8, t * kHeadDim, -1.0f);
-    test::set_element(current.view().v, DType::f8, t * kHeadDim, 1.0f);
-  }
-  KvSegment none = current.view();
-  none.tokens = 0;
-  const Matrix out(1, kHeadDim, DType::f32);
+  const struct {
+    double p, rounded;
+  } cases[] = {
+      {0.065, 16.0 / 256},    // 256 p = 16.64
+      {0.0015, 0.375 / 256},  // 256 p = 0.384; p itself would be subnormal
+  };
   const test::Cpu cpu = attention_cpu(kOthers + 1, kHeadDim);
-  cpu->self_attention(q.view, none, current.view(), out.rows());
-  const double rounded = 16.0 / 256.0;
-  CHECK_NEAR(out(0, 0), kOthers * rounded / (1 + kOthers * p), 1e-5);
+  for (const auto& [p, rounded] : cases) {
+    const Segment current(1, kOthers + 1, kHeadDim, DType::f8, {1.0f});
+    std::memset(current.view().k, 0, (kOthers + 1) * kHeadDim);
+    std::memset(current.view().v, 0, (kOthers + 1) * kHeadDim);
+    std::fill_n(current.view().k_scale, kOthers + 1, 1.0f);
+    const Queries q(1, 1, kHeadDim, DType::f8, std::vector<float>(kHeadDim, 1.0f));
+    q.view.scale[0] = static_cast<float>(-std::log(p) * std::sqrt(8.0) / 448.0);  // codes are 448
+    for (int64_t t = 1; t <= kOthers; ++t) {
+      test::set_element(current.view().k, DType::f8, t * kHeadDim, -1.0f);
+      test::set_element(current.view().v, DType::f8, t * kHeadDim, 1.0f);
+    }
+    KvSegment none = current.view();
+    none.tokens = 0;
+    const Matrix out(1, kHeadDim, DType::f32);
+    cpu->self_attention(q.view, none, current.view(), out.rows());
+    // The sum of p in fp32, whose logits of up to 10 are off by a few u each.
+    const double expected = kOthers * rounded / (1 + kOthers * p);
+    CHECK_NEAR(out(0, 0), expected, (kOthers + 100) * kUlp * expected);
+  }
 }
 
 namespace {

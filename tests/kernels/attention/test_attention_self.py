@@ -54,6 +54,17 @@ def _one_hot(f8: bool) -> SelfAttention:
     return make(q, (keys[:, :50], v[:, :50]), (keys[:, 50:], v[:, 50:]), f8)
 
 
+def _negative_logits(f8: bool) -> SelfAttention:
+    """All logits near -11 and one key short of whole tiles: a zero that is not masked would win."""
+    g = torch.Generator().manual_seed(3)
+    direction = torch.randn(2, 1, HEAD_DIM, generator=g)
+    q, kc, kt = (
+        sign * direction + 0.1 * torch.randn(2, n, HEAD_DIM, generator=g)
+        for sign, n in ((1, 127), (-1, 127), (-1, 255))
+    )
+    return make(q, (kc, random_tokens(g, 2, 127)), (kt, random_tokens(g, 2, 255)), f8)
+
+
 def _extreme_scales(f8: bool) -> SelfAttention:
     """Heads whose v_scale is 1e-30 and 1e30, rows of zeros (scale 1e-12/448), large keys."""
     case = _random(30, 20, 140)(f8)
@@ -78,6 +89,7 @@ CASES: dict[str, Callable[[bool], SelfAttention]] = {
     "whole_tiles": _random(128, 256, 128),
     "ragged_tiles": _random(300, 333, 450),
     "one_over": _random(129, 129, 129),
+    "negative_logits": _negative_logits,
     "huge_logits": _random(50, 100, 150, size=300.0),
     "equal_rows": _equal_rows,
     "one_hot": _one_hot,
