@@ -78,7 +78,8 @@ Stream::Stream(Device& device, const ModelConfig& config, const Precision& preci
   const int64_t scratch_rows = std::max({m, text_capacity_, options.max_image_tokens});
   x_ = make_rows(m, c.dim, plain);
   normed_ = make_rows(scratch_rows, std::max(c.dim, c.ffn_dim), plain);
-  wide_ = make_rows(scratch_rows, std::max({3 * c.dim, c.ffn_dim, 4 * c.out_dim}), plain);
+  // The head writes its 4 out_dim columns in fp32 whatever the format of the rest is.
+  wide_ = make_rows(scratch_rows, std::max({3 * c.dim, c.ffn_dim, 8 * c.out_dim}), plain);
   mixed_ = make_rows(m, c.dim, plain);
   patches_ = make_rows(m, 4 * c.in_dim, plain);
   // Sized for the widest format a layer may ask for.

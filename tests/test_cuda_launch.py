@@ -157,7 +157,9 @@ def test_argument_order_and_grid(fake, images, weights) -> None:
     tokens, heads, context, current = 8 * 12, 2, 6 * 12, 8 * 12
     assert [int(n) for n in numbers] == [tokens, heads, context, current, 128, 128]
     spec = next(i for i in images if i["name"] == "self_attention.f8")
-    arguments = dict(zip([p["name"] for p in spec["parameters"]][10:], map(int, numbers)))
+    arguments = dict(
+        zip([p["name"] for p in spec["parameters"]][10:], map(int, numbers), strict=True)
+    )
     expected = []
     for dimension in spec["grid"]:
         extent = 1

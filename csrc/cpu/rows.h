@@ -20,10 +20,11 @@ inline const std::array<float, 256>& f8_values() {
   return values;
 }
 
-// 2^x for x <= 0 and moderate x > 0; relative error below 2e-7. Values under 2^-126 give 2^-126.
+// 2^x for x <= 0 and moderate x > 0; relative error below 2e-7. Values under 2^-126 give 2^-126,
+// NaN gives NaN.
 inline float exp2_approx(float x) {
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  x = x > -126.0f ? x : -126.0f;
+  x = x < -126.0f ? -126.0f : x;         // this way round a NaN stays one
   const float rounded = x + kMagic;
   const float f = x - (rounded - kMagic);  // [-0.5, 0.5]
   float p = 1.540353039e-4f;               // ln(2)^k / k!

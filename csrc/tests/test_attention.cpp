@@ -192,6 +192,28 @@ TEST(self_attention_of_equal_values_is_that_value) {
   }
 }
 
+// A NaN in a query spoils its row, one in a key or a value every row.
+TEST(self_attention_does_not_hide_nan) {
+  constexpr int64_t kHeadDim = 8, kTokens = 5;
+  const test::Cpu cpu = attention_cpu(kTokens, kHeadDim);
+  for (const DType dtype : test::kAllTypes) {
+    for (int place = 0; place < 3; ++place) {
+      test::Random random(19);
+      const Queries q(1, kTokens, kHeadDim, dtype, random.normals(kTokens * kHeadDim));
+      const Segment current(1, kTokens, kHeadDim, dtype, random);
+      void* const data[] = {q.view.data, current.view().k, current.view().v};
+      test::set_element(data[place], dtype, 2 * kHeadDim, NAN);
+      KvSegment none = current.view();
+      none.tokens = 0;
+      const Matrix out(kTokens, kHeadDim, DType::f32);
+      cpu->self_attention(q.view, none, current.view(), out.rows());
+      for (int64_t t = 0; t < kTokens; ++t) {
+        CHECK_EQ(std::isnan(out(t, 0)), place > 0 || t == 2);
+      }
+    }
+  }
+}
+
 // P is rounded to fp8 at 256 times its value, its sum is not. Key 0 has logit 0 and value 0, a
 // hundred others have logit log(p) and value 1.
 TEST(self_attention_rounds_probabilities_but_not_their_sum) {

@@ -83,19 +83,19 @@ class Session {
     const SlotCounts& slots = options.slots;
     const int64_t frames = slots.total();
     set_prompt(kTextTokens);
-    stream.set_image(random_.normals(kImageTokens * kConfig.image_dim).data(), kImageTokens,
-                     random_.normals((kConfig.in_dim - kConfig.out_dim) * frames * kPlane).data(),
+    stream.set_image(random_.normals(kImageTokens * config().image_dim).data(), kImageTokens,
+                     random_.normals((config().in_dim - config().out_dim) * frames * kPlane).data(),
                      frames);
-    const int64_t most = kConfig.out_dim * std::max(slots.current, slots.first_block()) * kPlane;
+    const int64_t most = config().out_dim * std::max(slots.current, slots.first_block()) * kPlane;
     noise = random_.normals(most);
     renoise_ = random_.normals(2 * most);
-    audio_ =
-        random_.normals((4 * std::max(slots.current, slots.first_block()) + 4) * kConfig.audio_dim);
+    audio_ = random_.normals((4 * std::max(slots.current, slots.first_block()) + 4) *
+                             config().audio_dim);
     latent_.resize(most);
     velocities_.resize(3 * most);
   }
   void set_prompt(int64_t tokens) {
-    stream.set_prompt(random_.normals(tokens * kConfig.text_dim).data(), tokens);
+    stream.set_prompt(random_.normals(tokens * config().text_dim).data(), tokens);
   }
   // The same inputs at every block, so that this allocates nothing either.
   void denoise() {
@@ -106,13 +106,15 @@ class Session {
   std::vector<float> run(int blocks) {
     std::vector<float> all;
     for (int i = 0; i < blocks; ++i) {
-      const int64_t size = kConfig.out_dim * stream.frames_of_next_block() * kPlane;
+      const int64_t size = config().out_dim * stream.frames_of_next_block() * kPlane;
       denoise();
       all.insert(all.end(), latent_.begin(), latent_.begin() + size);
       all.insert(all.end(), velocities_.begin(), velocities_.begin() + 3 * size);
     }
     return all;
   }
+
+  const ModelConfig& config() const { return stream.model().config(); }
 
   Stream stream;
   std::vector<float> noise;
@@ -293,6 +295,22 @@ TEST(wrong_models_are_refused) {
   config = kConfig;
   config.in_dim = config.out_dim;
   refused(config, checkpoint.tensors, 2, "in_dim > out_dim");
+}
+
+// The widest rows of all are those of the head, in fp32, where the rest is narrow and bf16.
+TEST(narrow_model_of_a_wide_latent) {
+  ModelConfig config = kConfig;
+  config.dim = config.ffn_dim = 16;
+  config.in_dim = 43;
+  config.out_dim = 40;
+  const Checkpoint checkpoint(DType::bf16, config);
+  for (const DType precision : test::kAllTypes) {
+    Session session(
+        std::make_shared<Model>(std::make_shared<cpu::CpuDevice>(), config, checkpoint.tensors,
+                                Precision::uniform(precision, config.num_layers)),
+        options_with(), 14);
+    CHECK(all_finite(session.run(2)));
+  }
 }
 
 // Each product of each layer may have another format, as long as it fits where activations do.
