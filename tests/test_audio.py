@@ -20,7 +20,8 @@ from liveact.errors import InputError, SessionError
 
 
 class LocalEncoder:
-    """A stand-in: feature k says something about its own 640 samples only. Keeps what it heard."""
+    """A stand-in: feature k says something about its own 640 samples and, in its last number, about
+    all that is heard, as the normalisation of the real one does. Keeps what it heard."""
 
     def __init__(self) -> None:
         self.heard: list[torch.Tensor] = []
@@ -29,7 +30,8 @@ class LocalEncoder:
         assert len(samples) >= 640 * num_features
         self.heard.append(samples)
         pieces = samples.numpy()[: 640 * num_features].reshape(num_features, 640)
-        layer = np.stack([pieces.mean(1), pieces.max(1), (pieces**2).mean(1)], axis=1)
+        level = np.full(num_features, samples.numpy().std(), np.float32)
+        layer = np.stack([pieces.mean(1), pieces.max(1), level], axis=1)
         return torch.from_numpy(np.stack([layer, -layer], axis=1))  # [num_features, 2, 3]
 
 
@@ -91,6 +93,22 @@ def test_number_of_blocks(rate_hz: int, fps: float, num_samples: int, num_blocks
     assert front_end.num_blocks() == num_blocks
     with pytest.raises(InputError, match=f"has {num_blocks} blocks"):
         front_end.block_features(num_blocks)
+
+
+@pytest.mark.parametrize("seconds", [0.93, 2.53, 7.27])
+def test_the_last_window_ends_with_the_audio(seconds: float) -> None:
+    pcm = noise(round(seconds * 44_100))
+    num_speech = math.floor(len(pcm) * 20 * 640 / 44_100)  # not a whole number of features
+    encoder = LocalEncoder()
+    front_end = AudioFrontEnd(encoder, 20)
+    front_end.push(pcm, 44_100)
+    front_end.end()
+    all_blocks(front_end)
+    first = max(0, block_feature_range(len(encoder.heard) - 1)[0] - 100)
+    assert len(encoder.heard[-1]) == num_speech - 640 * first
+    whole = heard_whole(pcm, 44_100, 20)
+    assert len(whole) == num_speech
+    np.testing.assert_array_equal(encoder.heard[-1], whole[640 * first :])
 
 
 def test_a_block_is_ready_as_soon_as_its_audio_is_in() -> None:
@@ -196,7 +214,7 @@ def wav2vec(golden: Path) -> AudioEncoder:
 def test_stream_equals_whole_where_the_window_is_the_whole_file(wav2vec: AudioEncoder) -> None:
     blocks = {}
     for mode in ("stream", "whole"):
-        for seconds, block in ((0.9, 0), (2.5, 1)):  # 18 features; 50, all within the history
+        for seconds, block in ((0.93, 0), (2.53, 1)):  # 18 features; 50, all within the history
             front_end = AudioFrontEnd(wav2vec, 20, mode=mode)
             front_end.push(noise(round(seconds * 44_100)), 44_100)
             front_end.end()
@@ -292,6 +310,12 @@ def test_too_far_ahead_is_refused() -> None:
     with pytest.raises(InputError, match="piece ≤ 2 s"):
         front_end.push(noise(8_000 * 3), 8_000, block=True)
     front_end.push(noise(8_000), 8_000)
+    for block in range(3):  # the PCM of them is still to be taken
+        front_end.block_features(block)
+    with pytest.raises(InputError, match=r"on top of 4\.0 s"):
+        front_end.push(noise(4_000), 8_000)
+    front_end.pcm(0, 85)
+    front_end.push(noise(4_000), 8_000)
     whole = AudioFrontEnd(LocalEncoder(), 20, mode="whole", max_whole_s=5)
     with pytest.raises(InputError, match=r"'whole' takes 5 s, got 6\.0 s"):
         whole.push(noise(8_000 * 6), 8_000)

@@ -29,6 +29,7 @@ from session_helpers import (
 from liveact.engine import Engine
 from liveact.errors import InputError, SessionError
 from liveact.session import Chunk, Session
+from liveact.workers import CHUNK_QUEUE_LENGTH
 
 __all__ = ["engine", "nothing_is_left"]  # fixtures
 
@@ -120,9 +121,13 @@ def test_interrupt_while_a_worker_works(engine: Engine, where: str, block: int) 
 
 def test_interrupt_with_full_queues(engine: Engine) -> None:
     with open_session(engine) as session:
+        state = session._state
         session.push_audio(speech(20.0), RATE_HZ)
-        wait_until(lambda: session._state.next_block == 5, "the queues never filled")
+        wait_until(lambda: len(state.chunks) == CHUNK_QUEUE_LENGTH, "the queue never filled")
+        wait_until(lambda: state.next_block == 5, "the queues never filled")
+        time.sleep(0.3)  # the decode worker waits to put one more
         session.interrupt()
+        assert len(state.chunks) <= 1, "only what it had in its hands"
         assert speak_on(session)[0].block == 5
 
 

@@ -211,6 +211,13 @@ def test_truncated_audio(tmp_path: Path) -> None:
         path.write_bytes(content[: len(content) // 2])
         with pytest.raises(InputError, match=rf"{name}: (truncated|damaged|expected an audio)"):
             decode(open_audio(path))
+    # Cut between two packets, where nothing is damaged.
+    encode(tmp_path / "a.flac", "flac")
+    with av.open(str(tmp_path / "a.flac")) as container:
+        positions = [packet.pos for packet in container.demux(audio=0) if packet.pos is not None]
+    (tmp_path / "a.flac").write_bytes((tmp_path / "a.flac").read_bytes()[: positions[10]])
+    with pytest.raises(InputError, match=r"a\.flac: truncated, expected 2\.0 s, got 1\.0 s"):
+        decode(open_audio(tmp_path / "a.flac"))
     # An index in front, so that the cut file opens.
     with Mp4Writer(tmp_path / "film.mp4", 32, 32, 20, 44_100, 2) as writer:
         writer.write(np.zeros((100, 32, 32, 3), np.uint8), tone(44_100 * 5, 44_100))
@@ -336,6 +343,8 @@ def test_writing_twice_gives_the_same_frames(tmp_path: Path) -> None:
     for name in ("a.mp4", "b.mp4"):
         with Mp4Writer(tmp_path / name, 64, 64, 20, 16_000, 1) as writer:
             writer.write(frames, tone(32_000, 16_000, 1))
+        writer.close()
+        writer.abort()  # both do nothing: the file is complete
         decoded.append(read_video(tmp_path / name)[1])
     assert np.array_equal(decoded[0], decoded[1])
 

@@ -69,6 +69,7 @@ void check_near(double a, double b, double tolerance, const char* names, Where w
 }  // namespace liveact::test
 
 int main() {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // what failed before a crash is seen
   int passed = 0;
   int failed = 0;
   for (const Case& test : cases()) {
