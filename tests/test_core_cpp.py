@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import scipy_openblas32
-from conftest import REPOSITORY
+
+from tests.conftest import REPOSITORY
 
 # One thread of the compiler per core, up to this: each takes some 500 MB under the sanitizers.
 MAX_JOBS = 4

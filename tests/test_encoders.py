@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, relative_error
 from safetensors.torch import load_file, save_file
 
 from liveact import audio_encoder, image_encoder, text_encoder
 from liveact.checkpoint import load_pth
 from liveact.encoders import AudioEncoder, ImageEncoder, TextEncoder
 from liveact.errors import InputError
+from tests.conftest import REPOSITORY, relative_error
 
 # fp32 results agree with the recordings to about this (golden/README.md).
 TOLERANCE = 1e-5

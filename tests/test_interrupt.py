@@ -137,9 +137,10 @@ def test_interrupt_while_push_audio_waits(engine: Engine) -> None:
         gate = Gate(stream_of(session), "denoise")
 
         def push() -> None:
-            for _ in range(100):
-                session.push_audio(speech(1.0), RATE_HZ, block=True)
+            while True:  # after the interruption 600 s of backlog are allowed
+                session.push_audio(piece, RATE_HZ, block=True)
 
+        piece = speech(1.0)
         pushing = Background(push)
         gate.wait()
         assert pushing.running(0.2), "expected it to wait for room"

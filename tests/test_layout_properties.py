@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import relative_error
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pipeline_helpers import demo_checkpoint
@@ -27,6 +26,7 @@ from benchmarks.plain_torch import update_table as plain_update_table
 from liveact import _core
 from liveact.demo_weights import random_checkpoint
 from liveact.dit import Dit, MemoryPolicy
+from tests.conftest import relative_error
 
 TAPS = 5
 Slots = tuple[int, int, int, int]

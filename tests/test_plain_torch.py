@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import relative_error
 from torch import Tensor
 
 from benchmarks.plain_torch import (
     PlainDiT,
     PlainStream,
 )
+from tests.conftest import relative_error
 
 Load = Callable[[str], dict[str, Tensor]]
 BLOCKS = 5

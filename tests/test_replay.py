@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import relative_error
 from pipeline_helpers import demo_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from liveact import cli
+from tests.conftest import relative_error
 
 Load = Callable[[str], dict[str, Tensor]]
 Replay = Callable[..., tuple[int, str, dict[str, Tensor]]]

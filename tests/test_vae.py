@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import relative_error
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from liveact.checkpoint import PthTensors, load_pth
 from liveact.errors import InputError
 from liveact.vae import StreamingDecoder, WanVAE, WindowedDecoder, to_uint8
+from tests.conftest import relative_error
 
 # fp32 results agree with the recordings to about this (golden/README.md).
 TOLERANCE = 1e-5
