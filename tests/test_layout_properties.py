@@ -160,9 +160,11 @@ RUN_POLICIES = st.tuples(
 )
 
 
-# Latents: rounding to 2^-24 = 6e-8 in sums of at most some 100 terms in another order, through 4
-# blocks of 3 steps and 2 layers; guidance subtracts velocities and multiplies by up to 2.
+# float32 rounds by 2^-24 per operation; a chain of 4 blocks of 3 steps and 2 layers makes less than
+# 150 of that, as in the recordings. Some of the models drawn here amplify it (normalising 8 numbers
+# that happen to be nearly equal): then ten times what one such rounding of every weight does.
 BOUND = 1e-5
+ONE_ROUNDING = 2.0**-24
 
 
 @given(
@@ -219,14 +221,21 @@ def test_the_runtime_agrees_with_plain_torch(
         "y": noise(20, layout.slots, h, w),
         "audio": noise(40, AUDIO_LAYERS, AUDIO_CHANNELS),
     }
-    plain = PlainStream(
-        PlainDiT(config, weights),
-        **conditioning,
-        memory=memory,
-        compress_axis=axis,
-        value_filter=values,
-        audio_guidance=guidance,
-        layout=layout,
+    rounded = {
+        name: weight.float() * (1 + ONE_ROUNDING * noise(*weight.shape))
+        for name, weight in weights.items()
+    }
+    plain, plain_rounded = (
+        PlainStream(
+            PlainDiT(config, tensors),
+            **conditioning,
+            memory=memory,
+            compress_axis=axis,
+            value_filter=values,
+            audio_guidance=guidance,
+            layout=layout,
+        )
+        for tensors in (weights, rounded)
     )
     dit = Dit(_core.open_cpu(), core_config(config), weights)
     stream = dit.open_stream(
@@ -244,7 +253,8 @@ def test_the_runtime_agrees_with_plain_torch(
         expected = plain.denoise(start, renoise)
         assert expected.norm() > 0.1 * expected.numel() ** 0.5, "a model that does something"
         error = relative_error(found, expected)
-        assert error <= BOUND, f"block {block}: {error:.1e}"
+        one_rounding = relative_error(plain_rounded.denoise(start, renoise), expected)
+        assert error <= max(BOUND, 10 * one_rounding), f"block {block}: {error:.1e}"
 
 
 @given(slots=COUNTS.filter(possible), policy=RUN_POLICIES)

@@ -234,6 +234,7 @@ def test_what_an_edit_replaces(new: Any, old: Any, now: int, gone: bool) -> None
 
 @pytest.mark.parametrize("moment", ["at once", "waiting", "full", "ended", "failed"])
 def test_close_at_any_moment(engine: Engine, moment: str) -> None:
+    before_bytes = engine.dit.device.allocated_bytes
     session = open_session(engine)
     if moment == "waiting":
         session.push_audio(speech(0.5), RATE_HZ)
@@ -250,6 +251,7 @@ def test_close_at_any_moment(engine: Engine, moment: str) -> None:
         wait_until(lambda: not workers(), "it never failed")
     in_time(session.close)
     assert not workers()
+    assert engine.dit.device.allocated_bytes == before_bytes, "though the session is still held"
     in_time(session.close)
     for call in (
         session.interrupt,
@@ -333,7 +335,7 @@ print(session.next_chunk().block)
 @pytest.mark.parametrize("where", ["encoder", "denoise", "decode", "prompt"])
 def test_an_error_of_a_worker_reaches_the_caller(engine: Engine, where: str) -> None:
     """Once as the end of the iteration; and another session on the engine goes on unharmed."""
-    expected = pictures(run_whole(engine, speech(4.0)))
+    expected = pictures(run_whole(engine, speech(2.0)))
     with open_session(engine) as session, open_session(engine) as other:
         if where == "encoder":
             session._state.utterance.audio._encoder = type("Broken", (), {"encode": fail})()
@@ -342,7 +344,7 @@ def test_an_error_of_a_worker_reaches_the_caller(engine: Engine, where: str) -> 
             name = {"decode": "decode_block", "prompt": "set_prompt"}.get(where, "denoise")
             setattr(target, name, fail)
         for one in (session, other):
-            one.push_audio(speech(4.0), RATE_HZ)
+            one.push_audio(speech(2.0), RATE_HZ)
         other.end_of_audio()
         with pytest.raises(SessionError, match="out of luck") as caught:
             take(session)
