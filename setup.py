@@ -15,6 +15,12 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 
 
+def _replace(source: Path, target: Path) -> None:
+    """A new file, not new bytes in the old one: a process that has it mapped would crash."""
+    target.unlink(missing_ok=True)
+    shutil.copy2(source, target)
+
+
 class CMakeBuild(build_ext):
     """One CMake project, configured once per build folder."""
 
@@ -40,9 +46,12 @@ class CMakeBuild(build_ext):
         # An editable install imports from the source folder, which OpenBLAS must then be in too.
         package = ROOT / "engine" / "liveact"
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(next(build.glob("_core*.so")), target)
+        if self.editable_mode:  # setuptools copies it there afterwards, over what is there
+            for old in package.glob("_core*.so"):
+                old.unlink()
+        _replace(next(build.glob("_core*.so")), target)
         for folder in {target.parent, *([package] if self.editable_mode else [])}:
-            shutil.copy2(library, folder / library.name)
+            _replace(library, folder / library.name)
 
 
 setup(ext_modules=[Extension("liveact._core", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -13,28 +13,12 @@ import pytest
 import torch
 
 from liveact import _core, kernels
-from liveact.demo_weights import random_checkpoint
 from liveact.dit import Dit, DitStream, MemoryPolicy
 from liveact.errors import DeviceError, LiveActError
 from tests.cuda.fake import REPOSITORY, FakeCuda
+from tests.cuda.small import AUDIO_DIM, IMAGE_DIM, core_config, random_weights
 
-CONFIG: dict[str, Any] = {
-    "in_dim": 36,
-    "out_dim": 16,
-    "dim": 256,
-    "ffn_dim": 512,
-    "num_heads": 2,
-    "num_layers": 2,
-    "text_dim": 64,
-    "text_len": 32,
-    "freq_dim": 256,
-    "intermediate_dim": 16,
-    "output_dim": 48,
-    "context_tokens": 8,
-    "audio_window": 5,
-    "vae_scale": 4,
-    "patch_size": [1, 2, 2],
-}
+NUM_LAYERS = 2
 LATENT = (6, 8)  # F = 12
 
 
@@ -54,15 +38,7 @@ def open_device(fake: FakeCuda, images: list[dict[str, Any]]) -> _core.Device:
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, torch.Tensor]:
-    return random_checkpoint(CONFIG, 0, audio_layers=2, audio_channels=16, clip_dim=64)
-
-
-def core_config() -> _core.ModelConfig:
-    config = _core.ModelConfig()
-    for key in set(CONFIG) & set(dir(config)):
-        setattr(config, key, CONFIG[key])
-    config.image_dim, config.audio_dim = 64, 32
-    return config
+    return random_weights(NUM_LAYERS)
 
 
 def open_stream(
@@ -71,17 +47,17 @@ def open_stream(
     precision: str = "fp8",
     guidance: float = 1.0,
 ) -> DitStream:
-    stream = Dit(device, core_config(), weights, precision).open_stream(
+    stream = Dit(device, core_config(NUM_LAYERS), weights, precision).open_stream(
         LATENT, MemoryPolicy(), guidance, 4
     )
-    stream.set_image(torch.randn(4, 64), torch.randn(20, 14, *LATENT))
+    stream.set_image(torch.randn(4, IMAGE_DIM), torch.randn(20, 14, *LATENT))
     stream.set_prompt(torch.randn(5, 64))
     return stream
 
 
 def denoise(stream: DitStream) -> torch.Tensor:
     shape = (16, stream.frames_of_next_block, *LATENT)
-    rows = torch.zeros(stream.audio_rows_of_next_block, 32)
+    rows = torch.zeros(stream.audio_rows_of_next_block, AUDIO_DIM)
     return stream.denoise(torch.randn(shape), torch.randn(2, *shape), rows)
 
 
@@ -239,7 +215,7 @@ def test_out_of_memory_says_how_much(fake, images, weights) -> None:
     device = open_device(fake, images)
     fake.fail("cuMemAlloc", 2)
     with pytest.raises(DeviceError, match=r"expected room for \d+ bytes, found 1000 of 2000"):
-        Dit(device, core_config(), weights, "fp8")
+        Dit(device, core_config(NUM_LAYERS), weights, "fp8")
 
 
 def test_nothing_is_left_on_the_device(fake, images, weights) -> None:

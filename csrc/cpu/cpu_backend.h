@@ -30,14 +30,19 @@ class CpuDevice final : public Device {
   std::unique_ptr<Ops> open_ops(const OpsLimits& limits) override;
   int64_t ops_bytes(const OpsLimits& limits) const override;
 
+  // Fixed when the device is opened: OpenMP's own setting differs from thread to thread, and with
+  // it the last bits of a result would.
+  int threads() const { return threads_; }
+
  private:
+  int threads_;
   std::atomic<int64_t> allocated_bytes_{0};
   std::atomic<int64_t> allocation_count_{0};
 };
 
 class CpuOps final : public Ops {
  public:
-  CpuOps(Device& device, const OpsLimits& limits);
+  CpuOps(CpuDevice& device, const OpsLimits& limits);
 
   void patchify(const float* z, const float* y, int64_t z_channels, int64_t y_channels,
                 int64_t y_frames, int64_t y_first, int64_t n, int64_t h, int64_t w,

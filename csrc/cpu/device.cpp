@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kAlignment = 64;  // a cache line; the size is kept in front of the allocation
 }
 
-CpuDevice::CpuDevice() {
+CpuDevice::CpuDevice() : threads_(omp_get_max_threads()) {
 #if defined(__x86_64__)
   LIVEACT_CHECK(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
                 "cpu: expected a processor with AVX2 and FMA (x86-64-v3), found one without");

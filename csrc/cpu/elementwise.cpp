@@ -9,8 +9,8 @@
 
 namespace liveact::cpu {
 
-CpuOps::CpuOps(Device& device, const OpsLimits& limits)
-    : threads_(omp_get_max_threads()),
+CpuOps::CpuOps(CpuDevice& device, const OpsLimits& limits)
+    : threads_(device.threads()),
       limits_(limits),
       attention_floats_(attention_floats(limits)),
       rows_(device, sizeof(float) * threads_ * 3 * limits.max_cols),
@@ -19,9 +19,9 @@ CpuOps::CpuOps(Device& device, const OpsLimits& limits)
       attention_(device, sizeof(float) * threads_ * attention_floats_) {}
 
 int64_t CpuDevice::ops_bytes(const OpsLimits& limits) const {
-  return sizeof(float) * (omp_get_max_threads() *
-                              (3 * limits.max_cols + panel_floats() + attention_floats(limits)) +
-                          limits.max_operand);
+  return sizeof(float) *
+         (threads_ * (3 * limits.max_cols + panel_floats() + attention_floats(limits)) +
+          limits.max_operand);
 }
 
 float* CpuOps::row_scratch(int lane) const { return rows_.f32() + lane * 3 * limits_.max_cols; }

@@ -21,30 +21,13 @@ from safetensors.torch import save_file
 
 import tests.kernels.interpreter as interpreter  # before any kernel
 from liveact import _core, kernels
-from liveact.demo_weights import random_checkpoint
 from liveact.dit import Dit, MemoryPolicy
 from tests.cuda.fake import FakeCuda
+from tests.cuda.small import AUDIO_DIM, IMAGE_DIM, core_config, random_weights
 from triton_kernels.registry import all_specs
 
-# The sizes that kernels are compiled for, F = 4 tokens per latent frame: F is no multiple of 5 or
-# of any tile, and the interpreter's time goes by rows.
-CONFIG = {
-    "in_dim": 36,
-    "out_dim": 16,
-    "dim": 256,
-    "ffn_dim": 512,
-    "num_heads": 2,
-    "num_layers": 1,
-    "text_dim": 64,
-    "text_len": 32,
-    "freq_dim": 256,
-    "intermediate_dim": 16,
-    "output_dim": 48,
-    "context_tokens": 8,
-    "audio_window": 5,
-    "vae_scale": 4,
-    "patch_size": [1, 2, 2],
-}
+# F = 4 tokens per latent frame: no multiple of 5 or of any tile, and few rows, which is what the
+# interpreter's time goes by.
 LATENT = (4, 4)
 TYPES = {
     "*f8": torch.float8_e4m3fn,
@@ -95,23 +78,19 @@ def velocities(
 ) -> dict[str, torch.Tensor]:
     """`velocity.B` [3, 16, n, h, w] of every block, and the context of the last step."""
     generator = torch.Generator().manual_seed(0)
-    weights = random_checkpoint(CONFIG, 0, audio_layers=2, audio_channels=16, clip_dim=64)
-    config = _core.ModelConfig()
-    for key in set(CONFIG) & set(dir(config)):
-        setattr(config, key, CONFIG[key])
-    config.image_dim, config.audio_dim = 64, 32
-    stream = Dit(device, config, weights, precision).open_stream(
+    stream = Dit(device, core_config(1), random_weights(1), precision).open_stream(
         LATENT, MemoryPolicy(), guidance, 2
     )
     stream.set_image(
-        torch.randn(2, 64, generator=generator), torch.randn(20, 14, *LATENT, generator=generator)
+        torch.randn(2, IMAGE_DIM, generator=generator),
+        torch.randn(20, 14, *LATENT, generator=generator),
     )
     stream.set_prompt(torch.randn(3, 64, generator=generator))
     results = {}
     for block in range(blocks):
         n = stream.frames_of_next_block
         noise = torch.randn(3, 16, n, *LATENT, generator=generator)
-        audio = torch.randn(stream.audio_rows_of_next_block, 32, generator=generator)
+        audio = torch.randn(stream.audio_rows_of_next_block, AUDIO_DIM, generator=generator)
         found = np.zeros((3, 16, n, *LATENT), np.float32)
         stream.denoise(noise[0], noise[1:], audio, velocities=found)
         results[f"velocity.{block}"] = torch.from_numpy(found)
