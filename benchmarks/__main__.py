@@ -1,33 +1,93 @@
-"""`python -m benchmarks block`: measures, prints a table, writes JSON."""
+"""`python -m benchmarks NAME`: measures, prints a table, writes JSON.
+
+A benchmark is a module of this package with
+
+    add_arguments(parser)          its options beyond options.add_common
+    measure(options) -> dict       the result: schema.FIELDS from `timed` to `weights`, and its own
+    print_table(result, console)   the result as a reader wants it
+    FIELDS                         what of its own a result has, see schema.py
+    plot(result, path)             optional: makes --plot available
+
+and a line in BENCHMARKS. The stamp of the machine and what the GPU did meanwhile are added here.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from benchmarks import block
+from benchmarks import schema
+from benchmarks.machine import stamp
+from benchmarks.options import add_common
+from benchmarks.telemetry import Telemetry
+from liveact.errors import DeviceError, InputError, LiveActError
+
+BENCHMARKS = {
+    "block": "one denoised block in steady state, by stage, beside plain PyTorch",
+}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; `module` is the benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
     commands = parser.add_subparsers(dest="command", required=True)
-    p = commands.add_parser("block", help="one steady block of the DiT beside plain PyTorch")
-    p.add_argument("--device", default="cpu", help="cpu")
-    p.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp8"))
-    p.add_argument("--repeat", type=int, default=1, help="steady blocks to take the median of")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--json", type=Path, help="write the result here")
-    options = parser.parse_args()
-    if options.repeat < 1:
-        parser.error(f"--repeat: expected 1 or more, got {options.repeat}")
-    result = block.measure(options.device, options.precision, options.repeat, options.seed)
-    block.print_table(result, Console())
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    for name, description in BENCHMARKS.items():
+        module = import_module(f"benchmarks.{name}")
+        p = commands.add_parser(name, help=description, description=module.__doc__)
+        add_common(p)
+        if hasattr(module, "plot"):
+            p.add_argument("--plot", type=Path, help="write a figure (PNG) here")
+        module.add_arguments(p)
+        p.set_defaults(module=module)
+        if p.get_default("repeat") is None:
+            p.set_defaults(repeat=3)
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
+    """Measures; the complete result, checked."""
+    with Telemetry(options.device) as telemetry:
+        body = options.module.measure(options)
+    result = {
+        "schema": schema.VERSION,
+        "benchmark": options.command,
+        "command": command,
+        **body,
+        "seed": options.seed,
+        "repeat": options.repeat,
+        "machine": stamp(),
+        "gpu": None if body["device"] == "cpu" else telemetry.summary(),
+    }
+    schema.check(result, schema.FIELDS | options.module.FIELDS)
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0, 1 for a failure, 2 for bad input."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parse(given)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    try:
+        result = run(options, " ".join(["python -m benchmarks", *given]))
+        if options.json:  # first: a figure that fails must not cost the measurement
+            options.json.write_text(schema.to_json(result))
+        options.module.print_table(result, console)
+        if getattr(options, "plot", None):
+            options.module.plot(result, options.plot)
+    except (InputError, DeviceError, OSError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+    except LiveActError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,19 +9,22 @@ every step, as the released code does).
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import stamp
+from benchmarks.machine import weights_hash
 from benchmarks.plain_torch import PlainDiT, PlainStream
 from liveact import _core
 from liveact.demo_weights import random_checkpoint
-from liveact.dit import Dit, MemoryPolicy, audio_rows
+from liveact.dit import PRECISIONS, Dit, MemoryPolicy, audio_rows
+from liveact.errors import InputError
 
 FIRST_STEADY_BLOCK = 2
 VIDEO_FRAMES = 32
@@ -60,10 +63,25 @@ def core_config(sizes: dict[str, Any]) -> _core.ModelConfig:
     return config
 
 
-def measure(device: str, precision: str, repeat: int, seed: int) -> dict[str, Any]:
-    """Times `repeat` steady blocks of both; the result as it goes into the JSON."""
+FIELDS: dict[str, Any] = {
+    "ms_per_block": float,
+    "plain_torch_ms_per_block": float,
+    "ratio_to_plain_torch": float,
+    "relative_difference": float,
+    "step_ms": [float],
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Times `repeat` steady blocks of both."""
+    device, precision = options.device or "cpu", options.precision
+    repeat, seed = options.repeat, options.seed
     if device != "cpu":
-        raise SystemExit(f"benchmarks: expected --device cpu in this build, got {device}")
+        raise InputError(f"device: expected cpu in this build, got {device}")
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> torch.Tensor:
@@ -97,22 +115,19 @@ def measure(device: str, precision: str, repeat: int, seed: int) -> dict[str, An
         difference = ((latent - expected).norm() / expected.norm()).item()
     ratios = [p / o for p, o in zip(ms["plain"], ms["ours"], strict=True)]
     return {
-        "benchmark": "block",
         "timed": "denoise of one steady block: 3 steps, all layers, audio projection",
         "not_timed": "audio, text and image encoders, VAE, opening the stream",
         "device": device,
         "precision": precision,
         "sizes": {k: SIZES[k] for k in ("dim", "ffn_dim", "num_heads", "num_layers")}
         | {"tokens_per_latent_frame": h * w // 4, "prompt_tokens": PROMPT_TOKENS},
-        "memory_policy": "sequential, token, key",
-        "seed": seed,
-        "blocks": repeat,
+        "memory_policy": asdict(MemoryPolicy()),
+        "weights": {"source": f"random, seed {seed}", "sha256": weights_hash(weights)},
         "ms_per_block": statistics.median(ms["ours"]),
         "plain_torch_ms_per_block": statistics.median(ms["plain"]),
         "ratio_to_plain_torch": statistics.median(ratios),
         "relative_difference": difference,
         "step_ms": ours.timings["step_ms"],
-        "machine": stamp(),
     }
 
 
@@ -131,6 +146,6 @@ def print_table(result: dict[str, Any], console: Console) -> None:
     machine = result["machine"]
     console.print(
         f"{machine['cpu']}, {machine['threads']} threads, torch {machine['versions']['torch']}; "
-        f"median of {result['blocks']} block(s); results differ by "
+        f"median of {result['repeat']} block(s); results differ by "
         f"{result['relative_difference']:.1e}"
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -55,6 +57,20 @@ def stamp() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": {p: _version(p) for p in ("liveact-engine", "torch", "triton", "numpy")},
+        "load": round(os.getloadavg()[0], 2),  # of the whole machine: others may share it
+        "versions": {p: _version(p) for p in ("liveact-engine", "torch", "triton", "numpy")}
+        | {"cuda": torch.version.cuda},
         "commit": _commit(),
     }
+
+
+def weights_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over name, format, shape and the first 4 KiB of every tensor, wherever it lies: a
+    moment's work for 28 GB, and another checkpoint or another seed gives another hash."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        start = tensor.reshape(-1)[: 4096 // tensor.element_size()].cpu()
+        digest.update(start.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
