@@ -11,7 +11,7 @@ BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc bindings
 build/venv:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "pip>=24" "setuptools>=77" "pybind11>=3.0,<4" "cmake>=3.22" "ninja>=1.11" \
-	    "scipy-openblas32>=0.3.29,<0.4"
+	    "scipy-openblas32>=0.3.29,<0.4" "nvidia-nvtx>=13.0,<14"
 	mkdir -p build && touch $@
 
 # The engine itself, in place: what `make demo` needs.

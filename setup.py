@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,14 @@ def _replace(source: Path, target: Path) -> None:
     """A new file, not new bytes in the old one: a process that has it mapped would crash."""
     target.unlink(missing_ok=True)
     shutil.copy2(source, target)
+
+
+def _nvtx_include() -> list[str]:
+    """Where the nvidia-nvtx package has its headers; without it CMake looks for a CUDA toolkit."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []] if spec else []
+    found = [path for folder in folders for path in folder.glob("*/include/nvtx3")]
+    return [f"-DLIVEACT_NVTX_INCLUDE={found[0].parent}"] if found else []
 
 
 class CMakeBuild(build_ext):
@@ -40,6 +49,7 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DLIVEACT_OPENBLAS_INCLUDE={scipy_openblas32.get_include_dir()}",
             f"-DLIVEACT_OPENBLAS_LIBRARY={library}",
+            *_nvtx_include(),
         ]
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build), "--target", "_core"], check=True)

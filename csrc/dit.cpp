@@ -2,6 +2,7 @@
 // list of op calls; nothing here knows which backend runs them.
 
 #include "error.h"
+#include "ranges.h"
 #include "stream.h"
 
 namespace liveact {
@@ -16,21 +17,28 @@ void Stream::velocity(Pass& pass, int step, bool with_audio) {
   const int64_t w = options_.latent_width;
   x_ = x_.as(m, c.dim, plain);
 
-  const Rows patches = patches_.as(m, 4 * c.in_dim, plain);
-  ops_->patchify(z_, y_, c.out_dim, c.in_dim - c.out_dim, y_frames_,
-                 options_.slots.first_slot_of_block(block_), n, h, w, patches);
-  ops_->linear(patches, model.patch_embedding.weight, model.patch_embedding.epilogue(), x_);
+  {
+    static const RangeName name("embed");
+    const Range range(name);
+    const Rows patches = patches_.as(m, 4 * c.in_dim, plain);
+    ops_->patchify(z_, y_, c.out_dim, c.in_dim - c.out_dim, y_frames_,
+                   options_.slots.first_slot_of_block(block_), n, h, w, patches);
+    ops_->linear(patches, model.patch_embedding.weight, model.patch_embedding.epilogue(), x_);
+  }
 
   for (int64_t i = 0; i < c.num_layers; ++i) {
     if (cancelled_) throw CancelledError("denoise: cancelled");
     const Layer& layer = model.layers[i];
     const LayerPrecision& p = precision_.layers[i];
+    const Range range(layer.range);
     self_attention_layer(layer, p, pass, step, i);
     cross_attention_layer(layer, p, i);
     if (with_audio) audio_layer(layer, p, pass, i);
     ffn_layer(layer, p, step);
   }
 
+  static const RangeName name("head");
+  const Range range(name);
   const Rows normed = normed_.as(m, c.dim, plain);
   const Rows out = wide_.as(m, 4 * c.out_dim, DType::f32);
   const Norm& norm = model.head_norm[step];
@@ -43,6 +51,8 @@ void Stream::velocity(Pass& pass, int step, bool with_audio) {
 // block, which reads nothing but what is here now.
 void Stream::self_attention_layer(const Layer& layer, const LayerPrecision& p, Pass& pass, int step,
                                   int64_t index) {
+  static const RangeName name("self_attention");
+  const Range range(name);
   const ModelConfig& c = config_;
   const DType plain = precision_.activations;
   const StepConstants& constants = layer.steps[step];
@@ -74,6 +84,8 @@ void Stream::self_attention_layer(const Layer& layer, const LayerPrecision& p, P
   if (p.self_o != plain) ops_->quantize(mixed, o_in);
   ops_->linear(o_in, layer.self_o.weight, constants.self_o, x_);
 
+  static const RangeName memory_name("memory_update");
+  const Range memory_range(memory_name);
   CompressFilter filter = layer.token_filter;
   filter.axis = options_.memory.axis;
   if (options_.memory.values == ValueFilter::key) filter.value_taps = filter.key_taps;
@@ -87,6 +99,8 @@ void Stream::self_attention_layer(const Layer& layer, const LayerPrecision& p, P
 
 // x += O(Attn(RMS(q(n3)), text) + Attn(RMS(q(n3)), image)), n3 = affine LN(x).
 void Stream::cross_attention_layer(const Layer& layer, const LayerPrecision& p, int64_t index) {
+  static const RangeName name("cross_attention");
+  const Range range(name);
   const ModelConfig& c = config_;
   const DType plain = precision_.activations;
   const int64_t m = x_.rows;
@@ -106,6 +120,8 @@ void Stream::cross_attention_layer(const Layer& layer, const LayerPrecision& p, 
 // block 0.
 void Stream::audio_layer(const Layer& layer, const LayerPrecision& p, const Pass& pass,
                          int64_t index) {
+  static const RangeName name("audio");
+  const Range range(name);
   const ModelConfig& c = config_;
   const DType plain = precision_.activations;
   // The projection has a bias, so the rows of latent frame 0 are left out altogether.
@@ -128,6 +144,8 @@ void Stream::audio_layer(const Layer& layer, const LayerPrecision& p, const Pass
 
 // x += gate1 · W2·GELU_tanh(W1·(LN(x)·(1 + scale1) + shift1)).
 void Stream::ffn_layer(const Layer& layer, const LayerPrecision& p, int step) {
+  static const RangeName name("ffn");
+  const Range range(name);
   const ModelConfig& c = config_;
   const DType plain = precision_.activations;
   const StepConstants& constants = layer.steps[step];

@@ -376,6 +376,7 @@ Model::Model(std::shared_ptr<Device> device, const ModelConfig& config, const Ho
   for (int64_t i = 0; i < config.num_layers; ++i) {
     Layer& layer = layers[i];
     const LayerPrecision& p = precision.layers[i];
+    layer.range = RangeName("layer " + std::to_string(i));
     const std::string b = "blocks." + std::to_string(i) + ".";
     const std::vector<float> table = to_f32(load.host(b + "modulation"));
     const auto constant = [&](int step, int index, float offset) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "ops.h"
+#include "ranges.h"
 
 namespace liveact {
 
@@ -114,6 +115,7 @@ struct Layer {
   Linear audio_q, audio_kv, audio_o;
   Linear ffn_up, ffn_down;
   StepConstants steps[kSteps];
+  RangeName range;  // "layer 12"
 };
 
 // Bytes that the weights of all layers take on a device, from shapes alone (fp8 scales included).

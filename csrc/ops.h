@@ -224,10 +224,6 @@ class Ops {
   virtual void end_record() = 0;
   virtual void forget() = 0;
 
-  // A range that profilers show around the ops until the matching pop; free when none listens.
-  virtual void push_range(const char* name) = 0;
-  virtual void pop_range() = 0;
-
   // Host memory in and out; `download` waits for the ops before it.
   virtual void upload(void* target, const void* host, int64_t bytes) = 0;
   virtual void download(void* host, const void* source, int64_t bytes) = 0;

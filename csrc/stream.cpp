@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "error.h"
+#include "ranges.h"
 
 namespace liveact {
 
@@ -212,6 +213,8 @@ void Stream::upload_rope() {
 }
 
 void Stream::set_prompt(const float* text, int64_t tokens) {
+  static const RangeName name("set_prompt");
+  const Range range(name);
   const Model& model = *model_;
   const ModelConfig& c = config_;
   const DType plain = precision_.activations;
@@ -241,6 +244,8 @@ void Stream::set_prompt(const float* text, int64_t tokens) {
 }
 
 void Stream::set_image(const float* features, int64_t tokens, const float* y, int64_t frames) {
+  static const RangeName name("set_image");
+  const Range range(name);
   const Model& model = *model_;
   const ModelConfig& c = config_;
   const DType plain = precision_.activations;
@@ -291,6 +296,8 @@ void Stream::project_kv(const Rows& context, const Linear& key, const Norm& key_
 // strided view, so nothing is gathered.
 void Stream::project_audio(const float* features, int64_t feature_rows, int64_t first_row,
                            int64_t frames, Pass& pass) {
+  static const RangeName name("conditioning");
+  const Range range(name);
   const Model& model = *model_;
   const ModelConfig& c = config_;
   const DType plain = precision_.activations;
@@ -338,6 +345,7 @@ void Stream::denoise(const float* noise, const float* renoise, const float* audi
                 "denoise: expected set_prompt and set_image before the first block");
   LIVEACT_CHECK(!failed_, "denoise: expected a working stream, got one that failed before");
   failed_ = true;  // until the block is complete
+  const Range block_range("block", block_);
   const ModelConfig& c = config_;
   const int64_t n = frames_of_next_block();
   const int64_t size = c.out_dim * n * options_.latent_height * options_.latent_width;
@@ -351,7 +359,10 @@ void Stream::denoise(const float* noise, const float* renoise, const float* audi
 
   ops_->upload(z_, noise, 4 * size);
   ops_->upload(noise_, renoise, 4 * size * 2);
+  static const RangeName step_names[kSteps] = {RangeName("step 0"), RangeName("step 1"),
+                                               RangeName("step 2")};
   for (int step = 0; step < kSteps; ++step) {
+    const Range step_range(step_names[step]);
     evaluate(main_, step, step, step > 0 && (!first || n > 1));
     if (guided() && step > 0) {
       std::swap(v_, v_null_);

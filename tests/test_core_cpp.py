@@ -60,6 +60,8 @@ def build(folder: Path, build_type: str, sanitize: bool) -> Path:
         "LIVEACT_OPENBLAS_INCLUDE": scipy_openblas32.get_include_dir(),
         "LIVEACT_OPENBLAS_LIBRARY": library,
     }
+    for nvtx in Path(sysconfig.get_path("purelib")).glob("nvidia/*/include/nvtx3"):
+        options["LIVEACT_NVTX_INCLUDE"] = nvtx.parent
     definitions = [f"-D{name}={value}" for name, value in options.items()]
     run(["cmake", "-G", "Ninja", "-S", REPOSITORY, "-B", folder, *definitions])
     jobs = min(MAX_JOBS, os.cpu_count() or 1)

@@ -80,8 +80,6 @@ class CpuOps final : public Ops {
   void begin_record(int) override {}
   void end_record() override {}
   void forget() override {}
-  void push_range(const char*) override {}
-  void pop_range() override {}
   void upload(void* target, const void* host, int64_t bytes) override;
   void download(void* host, const void* source, int64_t bytes) override;
 

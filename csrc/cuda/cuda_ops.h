@@ -51,8 +51,6 @@ class CudaOps final : public Ops {
   void begin_record(int key) override;
   void end_record() override;
   void forget() override;
-  void push_range(const char* name) override;
-  void pop_range() override;
   void upload(void* target, const void* host, int64_t bytes) override;
   void download(void* host, const void* source, int64_t bytes) override;
 

@@ -65,8 +65,4 @@ void CudaOps::export_kv(const KvSegment& segment, const Rope& rope, int64_t firs
   cpu::CpuOps(device, limits).export_kv(host, host_rope, first_position, k, v);
 }
 
-// Named ranges for profilers come with NVTX; without it they cost nothing.
-void CudaOps::push_range(const char*) {}
-void CudaOps::pop_range() {}
-
 }  // namespace liveact::cuda

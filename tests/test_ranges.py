@@ -1,0 +1,123 @@
+"""The ranges that profilers show: names and nesting, and that they cost nothing without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cuda.fake import REPOSITORY, FakeCuda
+
+# In a process of its own: NVTX looks for a profiler once per process.
+RUN = """
+import ctypes, json, sys
+from pathlib import Path
+from liveact import _core, kernels
+from tests.cuda.fake import FakeCuda
+from tests.cuda.small import random_weights
+from tests.test_cuda_launch import denoise, open_stream
+
+def libraries():
+    return {line.split()[-1] for line in open("/proc/self/maps") if ".so" in line}
+
+fake = FakeCuda(Path(sys.argv[1]))
+images = fake.images(kernels.load("sm_90a", Path(sys.argv[2])))
+device = _core.open_cuda(0, images, fake.path, fake.path)
+before = libraries()
+stream = open_stream(device, random_weights(2))
+for _ in range(4):
+    denoise(stream)
+result = {"loaded": sorted(libraries() - before)}
+if len(sys.argv) > 3:
+    profiler = ctypes.CDLL(sys.argv[3])
+    for name in ("ranges", "other_domains"):
+        function = getattr(profiler, "fake_nvtx_" + name)
+        function.restype = ctypes.c_char_p
+        result[name] = function().decode().splitlines()
+    result["registered"] = profiler.fake_nvtx_registered()
+print(json.dumps(result))
+"""
+
+LAYER = ["self_attention", ["memory_update", []], "cross_attention", [], "audio", [], "ffn", []]
+
+
+@pytest.fixture(scope="module")
+def profiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    include = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "include"
+    if not (include / "nvtx3").is_dir():
+        pytest.skip(f"the nvidia-nvtx package is not installed: expected {include}/nvtx3")
+    path = tmp_path_factory.mktemp("nvtx") / "libfake_nvtx.so"
+    command = ["g++", "-std=c++20", "-shared", "-fPIC", "-isystem", str(include)]
+    source = REPOSITORY / "tests" / "cuda" / "fake_nvtx.cpp"
+    subprocess.run([*command, str(source), "-o", str(path)], check=True)
+    return path
+
+
+def run(folder: Path, kernels: Path, *profiler: Path) -> dict[str, Any]:
+    environment = {k: v for k, v in os.environ.items() if k != "NVTX_INJECTION64_PATH"}
+    for path in profiler:
+        environment["NVTX_INJECTION64_PATH"] = str(path)
+    command = [sys.executable, "-c", RUN, FakeCuda.build(folder).path, kernels, *profiler]
+    result = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return dict(json.loads(result.stdout))
+
+
+def tree(lines: list[str]) -> list[Any]:
+    """[name, [children], name, [children], …]; fails where begins and ends do not pair."""
+    stack: list[list[Any]] = [[]]
+    for line in lines:
+        if line == "<":
+            stack.pop()
+        else:
+            children: list[Any] = []
+            stack[-1] += [line.removeprefix("> "), children]
+            stack.append(children)
+    assert len(stack) == 1, "a range has no end"
+    return stack[0]
+
+
+def test_names_and_nesting(tmp_path: Path, compiled_kernels: Path, profiler: Path) -> None:
+    result = run(tmp_path, compiled_kernels, profiler)
+    assert result["other_domains"] == []
+    ranges = tree(result["ranges"])
+    names, children = ranges[::2], ranges[1::2]
+    assert names == ["set_image", "set_prompt", "block 0", "block 1", "block 2", "block 3"]
+
+    def layers(audio: bool) -> list[Any]:
+        layer = LAYER if audio else [*LAYER[:4], *LAYER[6:]]
+        return ["embed", [], "layer 0", layer, "layer 1", layer, "head", []]
+
+    eager = ["conditioning", []]
+    for step in range(3):
+        eager += [f"step {step}", layers(audio=step > 0)]
+    # The ops of block 2 are captured under the same names; block 3 only launches the graphs.
+    assert children[2] == children[3] == children[4] == eager
+    assert children[5] == ["conditioning", [], "step 0", [], "step 1", [], "step 2", []]
+    # Every name but those of blocks, once: nothing is registered while blocks run.
+    assert result["registered"] == len(
+        set(re.findall(r"> (?!block)(.*)", "\n".join(result["ranges"])))
+    )
+
+
+def test_the_names_are_documented() -> None:
+    text = (REPOSITORY / "docs" / "profiling.md").read_text()
+    documented = set(re.findall(r"^\| `([a-z_]+)", text, re.MULTILINE))
+    names = set()
+    for file in ("stream.cpp", "dit.cpp", "model.cpp"):
+        source = (REPOSITORY / "csrc" / file).read_text()
+        names |= set(re.findall(r'(?:Range\w*) ?\w*\w*\("([a-z_]+)', source))
+    assert names == documented
+
+
+def test_nothing_is_loaded_without_a_profiler(tmp_path: Path, compiled_kernels: Path) -> None:
+    assert run(tmp_path, compiled_kernels)["loaded"] == []
