@@ -8,7 +8,7 @@ BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc bindings
 
 .PHONY: demo test lint kernels wheel clean
 
-build/venv:
+build/venv: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "pip>=24" "setuptools>=77" "pybind11>=3.0,<4" "cmake>=3.22" "ninja>=1.11" \
 	    "scipy-openblas32>=0.3.29,<0.4" "nvidia-nvtx>=13.0,<14"

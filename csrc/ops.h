@@ -131,6 +131,8 @@ struct CompressFilter {
 
 enum class Activation { gelu_tanh, gelu_erf, relu, silu };
 
+constexpr int kTimeMarks = 8;
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -223,6 +225,11 @@ class Ops {
   virtual void begin_record(int key) = 0;
   virtual void end_record() = 0;
   virtual void forget() = 0;
+
+  // Time marks 0 to kTimeMarks - 1. `mark` notes when the ops before it are done, without waiting;
+  // `marked_ms` is the time between two marks once a `download` after the later one has returned.
+  virtual void mark(int index) = 0;
+  virtual double marked_ms(int first, int second) = 0;
 
   // Host memory in and out; `download` waits for the ops before it.
   virtual void upload(void* target, const void* host, int64_t bytes) = 0;

@@ -1,7 +1,6 @@
 #include "stream.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "error.h"
@@ -11,18 +10,9 @@ namespace liveact {
 
 namespace {
 
-class Stopwatch {
- public:
-  double lap_ms() {
-    const auto now = std::chrono::steady_clock::now();
-    const double ms = std::chrono::duration<double, std::milli>(now - start_).count();
-    start_ = now;
-    return ms;
-  }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
+// Marks of a block: when it starts, then when each of its parts is done.
+constexpr int kBlockStart = 0, kConditioned = 1, kStepDone = 2;
+static_assert(kStepDone + kSteps <= kTimeMarks);
 
 void check_options(const ModelConfig& config, const StreamOptions& options) {
   const int64_t h = options.latent_height;
@@ -349,13 +339,13 @@ void Stream::denoise(const float* noise, const float* renoise, const float* audi
   const ModelConfig& c = config_;
   const int64_t n = frames_of_next_block();
   const int64_t size = c.out_dim * n * options_.latent_height * options_.latent_width;
-  Stopwatch watch;
+  ops_->mark(kBlockStart);
   // In block 0 latent frame 0 has no audio; its window would start 3 features earlier.
   const bool first = block_ == 0;
   if (!first || n > 1) {
     project_audio(audio, audio_rows_of_next_block(), first ? 1 : 0, first ? n - 1 : n, main_);
   }
-  timings_.conditioning_ms = watch.lap_ms();
+  ops_->mark(kConditioned);
 
   ops_->upload(z_, noise, 4 * size);
   ops_->upload(noise_, renoise, 4 * size * 2);
@@ -375,13 +365,17 @@ void Stream::denoise(const float* noise, const float* renoise, const float* audi
     const float next_sigma = kTimesteps[step + 1] / 1000.0f;
     const bool last = step + 1 == kSteps;
     ops_->sampler_step(z_, v_, last ? nullptr : noise_ + step * size, sigma, next_sigma, size);
-    timings_.step_ms[step] = watch.lap_ms();
+    ops_->mark(kStepDone + step);
   }
   if (!ops_->all_finite(z_, size)) {
     throw NonFiniteError("denoise: block " + std::to_string(block_) +
                          " has a NaN or an infinity in its latent");
   }
   ops_->download(latent, z_, 4 * size);
+  timings_.conditioning_ms = ops_->marked_ms(kBlockStart, kConditioned);
+  for (int step = 0; step < kSteps; ++step) {
+    timings_.step_ms[step] = ops_->marked_ms(kConditioned + step, kStepDone + step);
+  }
   ++block_;
   failed_ = false;
 }

@@ -29,6 +29,7 @@ struct StreamOptions {
   int64_t max_image_tokens = 257;
 };
 
+// As the device takes them (events on a GPU, which its host runs ahead of).
 struct BlockTimings {
   double conditioning_ms = 0;  // audio projection and its keys and values
   double step_ms[kSteps] = {};

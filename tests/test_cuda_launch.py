@@ -15,7 +15,7 @@ import torch
 from liveact import _core, kernels
 from liveact.dit import Dit, DitStream, MemoryPolicy
 from liveact.errors import DeviceError, LiveActError
-from tests.cuda.fake import REPOSITORY, FakeCuda
+from tests.cuda.fake import KERNEL_MS, REPOSITORY, FakeCuda
 from tests.cuda.small import AUDIO_DIM, IMAGE_DIM, core_config, random_weights
 
 NUM_LAYERS = 2
@@ -94,6 +94,32 @@ def test_steady_block_is_three_graphs(fake, images, weights, precision: str) -> 
     steps = [line.split()[0] for line in logs[3]]
     first, last = steps.index("cuGraphLaunch"), len(steps) - steps[::-1].index("cuGraphLaunch")
     assert "cuStreamSynchronize" not in steps[first:last], "a wait inside the block"
+
+
+def test_timings_are_those_of_the_device(fake, images, weights) -> None:
+    """Events around the parts of a block, made when the stream opens, read after its last wait."""
+    stream = open_stream(open_device(fake, images), weights)
+    for block in range(4):
+        fake.clear()
+        denoise(stream)
+        # Kernels between two events, in order; a graph's are those that its capture recorded.
+        kernels, parts = 0, []
+        for line in fake.log():
+            kernels += line.startswith("cuLaunchKernel ")
+            if line.startswith("cuEventRecord"):
+                parts.append(kernels)
+                kernels = 0
+        if block < 3:
+            eager = parts
+        assert len(parts) == 5, "before the block, after the conditioning and after each step"
+        timings = stream.timings
+        expected = [KERNEL_MS * n for n in eager[1:]]
+        assert [timings["conditioning_ms"], *timings["step_ms"]] == expected, f"block {block}"
+        waits = [i for i, x in enumerate(fake.log()) if x.startswith("cuStreamSynchronize")]
+        reads = [i for i, x in enumerate(fake.log()) if x.startswith("cuEventElapsedTime")]
+        assert len(reads) == 4
+        assert waits[-1] < reads[0]
+        assert calls(fake.log())["cuEventCreate"] == calls(fake.log())["cuEventSynchronize"] == 0
 
 
 def test_a_new_prompt_records_anew(fake, images, weights) -> None:
@@ -219,7 +245,7 @@ def test_out_of_memory_says_how_much(fake, images, weights) -> None:
 
 
 def test_nothing_is_left_on_the_device(fake, images, weights) -> None:
-    before = fake.live_allocations()
+    before, events = fake.live_allocations(), fake.live_events()
     device = open_device(fake, images)
     stream = open_stream(device, weights, guidance=1.5)
     for _ in range(4):
@@ -227,7 +253,18 @@ def test_nothing_is_left_on_the_device(fake, images, weights) -> None:
     assert fake.live_allocations() > before
     del stream, device
     gc.collect()
-    assert fake.live_allocations() == before
+    assert (fake.live_allocations(), fake.live_events()) == (before, events)
+
+
+@pytest.mark.parametrize("call", ["cuStreamCreateWithPriority", "cuEventCreate", "cublasLtCreate"])
+def test_a_stream_that_cannot_open_leaves_nothing(fake, images, weights, call: str) -> None:
+    dit = Dit(open_device(fake, images), core_config(NUM_LAYERS), weights, "fp8")
+    before = fake.live_allocations(), fake.live_events()
+    fake.fail(call, 999)
+    with pytest.raises(LiveActError, match="a failure that the test asked for"):
+        dit.open_stream(LATENT, MemoryPolicy(), 1.0, 4)
+    assert (fake.live_allocations(), fake.live_events()) == before
+    dit.open_stream(LATENT, MemoryPolicy(), 1.0, 4)
 
 
 def test_fp32_is_refused(fake, images, weights) -> None:

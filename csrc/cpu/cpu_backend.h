@@ -5,7 +5,9 @@
 // thread count only.
 #pragma once
 
+#include <array>
 #include <atomic>
+#include <chrono>
 #include <vector>
 
 #include "../ops.h"
@@ -80,6 +82,10 @@ class CpuOps final : public Ops {
   void begin_record(int) override {}
   void end_record() override {}
   void forget() override {}
+  void mark(int index) override { marks_[index] = std::chrono::steady_clock::now(); }
+  double marked_ms(int first, int second) override {
+    return std::chrono::duration<double, std::milli>(marks_[second] - marks_[first]).count();
+  }
   void upload(void* target, const void* host, int64_t bytes) override;
   void download(void* host, const void* source, int64_t bytes) override;
 
@@ -87,6 +93,7 @@ class CpuOps final : public Ops {
   float* row_scratch(int lane) const;  // [3, max_cols], one per thread
 
   int threads_;
+  std::array<std::chrono::steady_clock::time_point, kTimeMarks> marks_;
   OpsLimits limits_;
   int64_t attention_floats_;
   Buffer rows_;         // [threads, 3, max_cols]

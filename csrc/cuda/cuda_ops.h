@@ -2,6 +2,7 @@
 // `all_finite`, nothing is allocated after the queue is open.
 #pragma once
 
+#include <array>
 #include <map>
 #include <string>
 
@@ -51,10 +52,13 @@ class CudaOps final : public Ops {
   void begin_record(int key) override;
   void end_record() override;
   void forget() override;
+  void mark(int index) override;
+  double marked_ms(int first, int second) override;
   void upload(void* target, const void* host, int64_t bytes) override;
   void download(void* host, const void* source, int64_t bytes) override;
 
  private:
+  void close();  // what the constructor made so far
   // Launches `op.variant` on this queue.
   void launch(const std::string& name, std::initializer_list<Argument> arguments) const;
 
@@ -68,6 +72,7 @@ class CudaOps final : public Ops {
   Buffer mean_taps_;  // f32 [max_cols, 5], all 1/5
   std::unique_ptr<GemmPlans> gemms_;
   std::map<int, CUgraphExec> graphs_;
+  std::array<CUevent, kTimeMarks> marks_ = {};
   int recording_ = -1;  // key, or -1
 };
 

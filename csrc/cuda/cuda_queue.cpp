@@ -33,14 +33,25 @@ CudaOps::CudaOps(CudaDevice& device, const OpsLimits& limits)
   const std::vector<float> mean(limits.max_cols * kCompressTaps, 1.0f / kCompressTaps);
   device_.upload(mean_taps_.data(), mean.data(), tap_bytes(limits));
   const ContextScope scope(driver_, device_.context());
-  LIVEACT_DRIVER(driver_, stream_create(&stream_, kStreamNonBlocking, 0));
-  const CublasLt& lt = device_.cublaslt();
-  lt.check(lt.create(&cublaslt_), "cublasLtCreate");
-  gemms_ = std::make_unique<GemmPlans>(lt, cublaslt_, workspace_.data(), kWorkspaceBytes);
+  try {
+    LIVEACT_DRIVER(driver_, stream_create(&stream_, kStreamNonBlocking, 0));
+    for (CUevent& event : marks_) LIVEACT_DRIVER(driver_, event_create(&event, 0));
+    const CublasLt& lt = device_.cublaslt();
+    lt.check(lt.create(&cublaslt_), "cublasLtCreate");
+    gemms_ = std::make_unique<GemmPlans>(lt, cublaslt_, workspace_.data(), kWorkspaceBytes);
+  } catch (...) {
+    close();
+    throw;
+  }
 }
 
 CudaOps::~CudaOps() {
   const ContextScope scope(driver_, device_.context());
+  close();
+}
+
+void CudaOps::close() {
+  if (stream_ == nullptr) return;
   if (recording_ >= 0) {  // an op failed while it was recorded
     CUgraph graph = nullptr;
     if (driver_.capture_end(stream_, &graph) == kSuccess) driver_.graph_destroy(graph);
@@ -48,7 +59,10 @@ CudaOps::~CudaOps() {
   driver_.stream_synchronize(stream_);
   for (const auto& [key, graph] : graphs_) driver_.graph_exec_destroy(graph);
   gemms_.reset();
-  device_.cublaslt().destroy(cublaslt_);
+  if (cublaslt_ != nullptr) device_.cublaslt().destroy(cublaslt_);
+  for (CUevent event : marks_) {
+    if (event != nullptr) driver_.event_destroy(event);
+  }
   driver_.stream_destroy(stream_);
 }
 
@@ -135,6 +149,18 @@ void CudaOps::forget() {
     if (graph != nullptr) driver_.graph_exec_destroy(graph);
     graph = nullptr;  // the key stays known: its kernels are loaded
   }
+}
+
+void CudaOps::mark(int index) {
+  const ContextScope scope(driver_, device_.context());
+  LIVEACT_DRIVER(driver_, event_record(marks_[index], stream_));
+}
+
+double CudaOps::marked_ms(int first, int second) {
+  const ContextScope scope(driver_, device_.context());
+  float ms = 0.0f;
+  LIVEACT_DRIVER(driver_, event_elapsed(&ms, marks_[first], marks_[second]));
+  return ms;
 }
 
 void CudaOps::upload(void* target, const void* host, int64_t bytes) {

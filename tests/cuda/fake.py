@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+KERNEL_MS = 0.25  # what the device's clock says that a kernel took
+
 SOURCE = Path(__file__).resolve().parent / "fake_cuda.cpp"
 
 # kernel name, addresses of its parameters, grid
@@ -30,6 +32,7 @@ class FakeCuda:
         self._library = ctypes.CDLL(self.path)
         self._library.fake_log.restype = ctypes.c_char_p
         self._library.fake_live_allocations.restype = ctypes.c_long
+        self._library.fake_live_events.restype = ctypes.c_long
         self._hook: Any = None
 
     @classmethod
@@ -63,6 +66,9 @@ class FakeCuda:
 
     def live_allocations(self) -> int:
         return int(self._library.fake_live_allocations())
+
+    def live_events(self) -> int:
+        return int(self._library.fake_live_events())
 
     def set_hook(self, hook: Callable[..., None]) -> None:
         """Runs for every launch, also of a graph."""

@@ -3,7 +3,8 @@
 // Device memory is host memory, so copies are real, and so are the products (plain loops). A kernel
 // does nothing, unless the test gives a hook that runs it (Triton's interpreter does). Graphs keep
 // what was captured and run it when launched. Every call is one line of a log; a test can make any
-// call fail once. Modules are named by their image: a test passes a kernel's name as its cubin.
+// call fail once. Modules are named by their image: a test passes a kernel's name as its cubin. A
+// clock stands still but for kernels and products, which take as long as the constants below say.
 
 #include <cstdint>
 #include <cstdlib>
@@ -12,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -40,6 +42,15 @@ uintptr_t next_handle = 0x1000;
 long live_allocations = 0;
 std::map<void*, Graph*> captures;  // CUstream -> what is being captured
 Hook hook = nullptr;
+double clock_ms = 0;
+constexpr double kKernelMs = 0.25;  // sums of it are exact
+
+struct Event {
+  double ms = -1;  // when the work before it was done; negative until then
+  void* stream = nullptr;
+  bool waited_for = false;
+};
+std::set<Event*> events;
 
 template <typename... Parts>
 int record(const char* call, const Parts&... parts) {
@@ -86,6 +97,7 @@ struct Launch {
   }
 
   void operator()() {
+    clock_ms += kKernelMs;
     if (hook != nullptr) {
       std::vector<void*> addresses;
       for (uint64_t& value : values) addresses.push_back(&value);
@@ -172,6 +184,7 @@ EXPORT void fake_fail(const char* call, int code) { failures[call] = code; }
 EXPORT void fake_declare(const char* kernel, const char* types) { declared[kernel] = types; }
 EXPORT void fake_hook(Hook new_hook) { hook = new_hook; }
 EXPORT long fake_live_allocations() { return live_allocations; }
+EXPORT long fake_live_events() { return static_cast<long>(events.size()); }
 
 // libcuda.
 EXPORT int cuInit(unsigned) { return record("cuInit"); }
@@ -251,18 +264,33 @@ EXPORT int cuStreamCreateWithPriority(void** stream, unsigned flags, int priorit
 }
 EXPORT int cuStreamDestroy_v2(void*) { return record("cuStreamDestroy"); }
 EXPORT int cuStreamSynchronize(void* stream) {
+  for (Event* event : events) event->waited_for |= event->stream == stream;
   const int code = record("cuStreamSynchronize");
   return captures.contains(stream) ? 900 : code;  // CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
 }
 EXPORT int cuEventCreate(void** event, unsigned) {
-  give(event, next_handle++);
+  *event = *events.insert(new Event).first;
   return record("cuEventCreate");
 }
-EXPORT int cuEventDestroy_v2(void*) { return record("cuEventDestroy"); }
-EXPORT int cuEventRecord(void*, void*) { return record("cuEventRecord"); }
-EXPORT int cuEventSynchronize(void*) { return record("cuEventSynchronize"); }
-EXPORT int cuEventElapsedTime(float* ms, void*, void*) {
-  *ms = 1.0f;
+EXPORT int cuEventDestroy_v2(void* event) {
+  if (events.erase(static_cast<Event*>(event)) == 0) return 400;  // CUDA_ERROR_INVALID_HANDLE
+  delete static_cast<Event*>(event);
+  return record("cuEventDestroy");
+}
+EXPORT int cuEventRecord(Event* event, void* stream) {
+  event->stream = stream;
+  event->waited_for = false;
+  run(stream, [event] { event->ms = clock_ms; });
+  return record("cuEventRecord");
+}
+EXPORT int cuEventSynchronize(Event* event) {
+  event->waited_for = true;
+  return record("cuEventSynchronize");
+}
+EXPORT int cuEventElapsedTime(float* ms, Event* first, Event* second) {
+  if (first->ms < 0 || second->ms < 0) return 400;            // CUDA_ERROR_INVALID_HANDLE
+  if (!first->waited_for || !second->waited_for) return 600;  // CUDA_ERROR_NOT_READY
+  *ms = static_cast<float>(second->ms - first->ms);
   return record("cuEventElapsedTime");
 }
 EXPORT int cuModuleLoadData(void** module, const void* image) {
