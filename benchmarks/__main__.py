@@ -30,6 +30,7 @@ from liveact.errors import DeviceError, InputError, LiveActError
 
 BENCHMARKS = {
     "block": "one denoised block in steady state, by stage, beside plain PyTorch",
+    "session": "live audio at real-time pace, as a viewer sees it; memory over hours",
 }
 
 

@@ -1,17 +1,14 @@
-"""One block of the DiT in steady state, beside the same mathematics in plain PyTorch.
+"""One block in steady state: by stage, as a share of the hardware, and beside plain PyTorch.
 
-Both run in this process on the same weights, inputs and number of threads, block by block in turn.
-Steady state starts with block 2, when the memory is full. What is timed is `denoise`: 3 steps, all
-layers, and everything that follows from the block's audio; not the encoders, not the VAE, not
-opening the stream (which makes the keys of text and image once; the plain version makes them at
-every step, as the released code does).
+The engine and every variant of the baseline (benchmarks/baseline.py) denoise the same blocks of the
+same weights in turn, in one process, so what the machine does meanwhile happens to all of them.
+Steady state is block 3: the memory is full since block 2, and on a GPU the graphs of all steps have
+been captured. Then a session runs without pace, for the stages round the DiT and what overlaps.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from dataclasses import asdict
 from typing import Any
 
@@ -19,133 +16,220 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import weights_hash
-from benchmarks.plain_torch import PlainDiT, PlainStream
-from liveact import _core
-from liveact.demo_weights import random_checkpoint
-from liveact.dit import PRECISIONS, Dit, MemoryPolicy, audio_rows
-from liveact.errors import InputError
+from benchmarks import flops, models, peaks, session, spread
+from benchmarks.baseline import Baselines
+from benchmarks.models import IMAGE_TOKENS, PROMPT_TOKENS, Loaded
+from benchmarks.options import add_model
+from benchmarks.timing import Clock
+from liveact.dit import DitStream, MemoryPolicy, audio_rows
 
-FIRST_STEADY_BLOCK = 2
+FIRST_STEADY_BLOCK = 3
 VIDEO_FRAMES = 32
-
-# A middle size: large enough that the products dominate, small enough for two CPU cores.
-SIZES: dict[str, Any] = {
-    "model_type": "i2v",
-    "in_dim": 36,
-    "out_dim": 16,
-    "dim": 1024,
-    "ffn_dim": 2816,
-    "num_heads": 8,
-    "num_layers": 4,
-    "text_dim": 512,
-    "text_len": 512,
-    "freq_dim": 256,
-    "intermediate_dim": 128,
-    "output_dim": 768,
-    "context_tokens": 32,
-    "audio_window": 5,
-    "vae_scale": 4,
-    "patch_size": [1, 2, 2],
-    "eps": 1e-6,
-}
-LATENT_SIZE = (32, 32)  # F = 256
-PROMPT_TOKENS = 40
-IMAGE_TOKENS, IMAGE_DIM = 257, 1280
-
-
-def core_config(sizes: dict[str, Any]) -> _core.ModelConfig:
-    """The runtime's configuration of the same sizes."""
-    config = _core.ModelConfig()
-    for key in set(sizes) & {name for name in dir(config) if not name.startswith("_")}:
-        setattr(config, key, sizes[key])
-    config.image_dim = IMAGE_DIM
-    return config
-
+PARTS = ("conditioning", "step_0", "step_1", "step_2", "copies_and_check")
 
 FIELDS: dict[str, Any] = {
-    "ms_per_block": float,
-    "plain_torch_ms_per_block": float,
+    "ms_per_block": spread.FIELDS,
+    "baselines": [{"name": str, "ms_per_block": spread.FIELDS, "ratio": float}],
+    "missing": dict,  # baselines that did not work -> why
     "ratio_to_plain_torch": float,
     "relative_difference": float,
-    "step_ms": [float],
+    "parts_ms": dict.fromkeys(PARTS, float),
+    "pipeline": {
+        "stages_ms": dict,
+        "block_period_ms": float,
+        "overlap": float,
+        "frames_per_second": float,
+    },
+    "tflop": dict,  # op group -> TFLOP of a block
+    "tflop_per_frame": float,
+    "tflop_per_frame_plain": float,
+    "tflops": float,
+    "peak": peaks.FIELDS,
+    "peak_format": str,
+    "mfu_measured": float,
+    "mfu_datasheet": (float, type(None)),
+    "memory_bytes": {"stream": int, "device": int, "process": int},
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
+    add_model(parser)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Times `repeat` steady blocks of both."""
-    device, precision = options.device or "cpu", options.precision
-    repeat, seed = options.repeat, options.seed
-    if device != "cpu":
-        raise InputError(f"device: expected cpu in this build, got {device}")
-    generator = torch.Generator().manual_seed(seed)
+def inputs(loaded: Loaded, blocks: int) -> dict[str, torch.Tensor]:
+    """Random conditioning of the right shapes; one audio feature per video frame."""
+    generator = torch.Generator().manual_seed(loaded.seed)
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
-    weights = {name: t.float() for name, t in random_checkpoint(SIZES, seed).items()}
-    h, w = LATENT_SIZE
-    text, clip = random(PROMPT_TOKENS, SIZES["text_dim"]), random(IMAGE_TOKENS, IMAGE_DIM)
-    y, audio = random(20, 14, h, w), random(32 * (FIRST_STEADY_BLOCK + repeat), 12, 768)
-
-    dit = Dit(_core.open_cpu(), core_config(SIZES), weights, precision)
-    ours = dit.open_stream(LATENT_SIZE, MemoryPolicy(), 1.0, IMAGE_TOKENS)
-    ours.set_image(clip, y)
-    ours.set_prompt(text)
-    plain = PlainStream(PlainDiT(SIZES, weights), text=text, clip=clip, y=y, audio=audio)
-
-    ms: dict[str, list[float]] = {"ours": [], "plain": []}
-    difference = 0.0
-    for block in range(FIRST_STEADY_BLOCK + repeat):
-        n = ours.frames_of_next_block
-        noise, renoise = random(16, n, h, w), random(3, 16, n, h, w)
-        rows = audio_rows(audio, block, n)
-        start = time.perf_counter()
-        latent = ours.denoise(noise, renoise[:2], rows)
-        middle = time.perf_counter()
-        expected = plain.denoise(noise, list(renoise))
-        stop = time.perf_counter()
-        if block >= FIRST_STEADY_BLOCK:
-            ms["ours"].append(1e3 * (middle - start))
-            ms["plain"].append(1e3 * (stop - middle))
-        difference = ((latent - expected).norm() / expected.norm()).item()
-    ratios = [p / o for p, o in zip(ms["plain"], ms["ours"], strict=True)]
+    shapes = {name: loaded.weights[name].shape for name in _WIDTHS}
+    text_dim, clip_dim = (shapes[name][1] for name in _WIDTHS[:2])
+    audio_dim = shapes[_WIDTHS[2]][1] // 8
+    layers = loaded.model.features["audio_layers"] if loaded.model else 12
     return {
-        "timed": "denoise of one steady block: 3 steps, all layers, audio projection",
-        "not_timed": "audio, text and image encoders, VAE, opening the stream",
-        "device": device,
-        "precision": precision,
-        "sizes": {k: SIZES[k] for k in ("dim", "ffn_dim", "num_heads", "num_layers")}
-        | {"tokens_per_latent_frame": h * w // 4, "prompt_tokens": PROMPT_TOKENS},
+        "text": random(PROMPT_TOKENS, text_dim),
+        "clip": random(IMAGE_TOKENS, clip_dim),
+        "y": random(20, 14, *loaded.latent_size),
+        "audio": random(VIDEO_FRAMES * blocks, layers, audio_dim // layers),
+    }
+
+
+_WIDTHS = ("text_embedding.0.weight", "img_emb.proj.1.weight", "audio_proj.proj1_vf.weight")
+
+
+def open_stream(loaded: Loaded, given: dict[str, torch.Tensor], policy: MemoryPolicy) -> DitStream:
+    """A stream with its image and prompt in place."""
+    stream = loaded.dit.open_stream(loaded.latent_size, policy, 1.0, IMAGE_TOKENS)
+    stream.set_image(given["clip"], given["y"])
+    stream.set_prompt(given["text"])
+    return stream
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    loaded = models.load(options)
+    clock = Clock(loaded.devices.torch_device)
+    compared = compare(loaded, options.repeat, clock)
+    formats = ("fp32",) if loaded.on_cpu else ("bf16", "fp8")
+    peak = peaks.measure(clock, formats)
+    shape = flops.BlockShape(loaded.tokens_per_frame, prompt_tokens=PROMPT_TOKENS)
+    audio_dim = int(loaded.dit.config.audio_dim)
+    work = flops.engine_block(loaded.config, shape, audio_dim)
+    plain = flops.plain_block(loaded.config, shape, audio_dim, int(loaded.dit.config.image_dim))
+    tflops = sum(work.values()) / compared["ms_per_block"]["median"] / 1e9
+    fmt = loaded.devices.precision if loaded.devices.precision in peak["tflops"] else formats[0]
+    sheet = peak["datasheet"]
+    return {
+        "timed": "denoise of one steady block from noise and audio features on the host to the "
+        "latent on the host: 3 steps, all layers, audio projection, copies. pipeline: a whole "
+        "session without pace, audio encoder, VAE and conversion to uint8 included",
+        "not_timed": "text and image encoder (once per session), opening the stream, video "
+        "encoding, network",
+        **loaded.described(),
         "memory_policy": asdict(MemoryPolicy()),
-        "weights": {"source": f"random, seed {seed}", "sha256": weights_hash(weights)},
-        "ms_per_block": statistics.median(ms["ours"]),
-        "plain_torch_ms_per_block": statistics.median(ms["plain"]),
-        "ratio_to_plain_torch": statistics.median(ratios),
+        **compared,
+        "pipeline": pipeline(loaded, session.STEADY_BLOCK + options.repeat),
+        "tflop": {name: count / 1e12 for name, count in work.items()},
+        "tflop_per_frame": flops.tera_per_frame(work),
+        "tflop_per_frame_plain": flops.tera_per_frame(plain),
+        "tflops": tflops,
+        "peak": peak,
+        "peak_format": fmt,
+        "mfu_measured": tflops / peak["tflops"][fmt],
+        "mfu_datasheet": tflops / sheet[f"{fmt}_tflops"] if sheet else None,
+    }
+
+
+def compare(loaded: Loaded, repeat: int, clock: Clock) -> dict[str, Any]:
+    """The engine and the baselines, block by block in turn.
+
+    Up to block 2 the first baseline goes alone beside the engine, and their latents are compared;
+    in block 3 every variant runs once untimed (it may compile); then the clock runs.
+    """
+    blocks = FIRST_STEADY_BLOCK + 1 + repeat
+    given = inputs(loaded, blocks)
+    stream = open_stream(loaded, given, MemoryPolicy())
+    baselines = Baselines(loaded, **given)
+    generator = torch.Generator().manual_seed(loaded.seed)
+    engine_ms: list[float] = []
+    parts: list[list[float]] = []
+    baseline_ms: dict[str, list[float]] = {name: [] for name in baselines.models}
+    difference = 0.0
+    for block in range(blocks):
+        shape = (16, stream.frames_of_next_block, *loaded.latent_size)
+        noise = torch.randn(shape, generator=generator)
+        renoise = torch.randn((3, *shape), generator=generator)
+        rows = audio_rows(given["audio"], block, shape[1])
+        latent, ms = clock.block(stream.denoise, noise, renoise[:2], rows)
+        if block > FIRST_STEADY_BLOCK:
+            engine_ms.append(ms)
+            timings = stream.timings
+            inside = [timings["conditioning_ms"], *timings["step_ms"]]
+            parts.append([*inside, ms - sum(inside)])
+        for name in list(baselines.models)[: None if block >= FIRST_STEADY_BLOCK else 1]:
+            baselines.stream.block = block
+            expected, ms = clock.block(baselines.denoise, name, noise, renoise)
+            if block > FIRST_STEADY_BLOCK:
+                baseline_ms[name].append(ms)
+            elif block < FIRST_STEADY_BLOCK and expected is not None:
+                expected = expected.cpu()
+                difference = ((latent - expected).norm() / expected.norm()).item()
+    compared: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "ms_per_block": spread.spread(times),
+            "ratio": spread.median_ratio(times, engine_ms),
+        }
+        for name, times in baseline_ms.items()
+        if name not in baselines.missing
+    ]
+    columns = zip(*parts, strict=True)
+    return {
+        "ms_per_block": spread.spread(engine_ms),
+        "baselines": compared,
+        "missing": baselines.missing,
+        # The best that a user gets without the engine.
+        "ratio_to_plain_torch": min(row["ratio"] for row in compared),
         "relative_difference": difference,
-        "step_ms": ours.timings["step_ms"],
+        "parts_ms": {n: spread.percentile(c, 50) for n, c in zip(PARTS, columns, strict=True)},
+        "memory_bytes": {
+            "stream": stream.device_bytes,
+            "device": loaded.dit.device.allocated_bytes,
+            "process": session.resident_bytes(),
+        },
+    }
+
+
+def pipeline(loaded: Loaded, blocks: int) -> dict[str, Any]:
+    """A session without pace: the stages round the DiT, and what overlaps."""
+    engine = models.open_engine(loaded)
+    seconds = blocks * session.BLOCK_FRAMES / session.FPS
+    recorder, _ = session.run(engine, seconds, live=False, size=loaded.size, seed=loaded.seed)
+    evaluated = session.evaluate(recorder, None, loaded.size)
+    return {
+        "stages_ms": evaluated["stages_ms"],
+        "overlap": evaluated["overlap"],
+        "block_period_ms": evaluated["block_period_ms"]["median"],
+        "frames_per_second": evaluated["frames_per_second"],
     }
 
 
 def print_table(result: dict[str, Any], console: Console) -> None:
     table = Table(title="One steady block of the DiT", title_justify="left")
-    for column in ("", "ms per block", "ms per video frame", "ratio"):
+    for column in ("", "ms per block", "p10 to p90", "ms per video frame", "times as long"):
         table.add_column(column, justify="left" if not column else "right")
-    for name, key, ratio in (
-        (f"liveact, {result['device']} {result['precision']}", "ms_per_block", "1.00"),
-        ("plain PyTorch fp32", "plain_torch_ms_per_block", f"{result['ratio_to_plain_torch']:.2f}"),
-    ):
-        ms = result[key]
-        table.add_row(name, f"{ms:.0f}", f"{ms / VIDEO_FRAMES:.1f}", ratio)
+    name = f"liveact, {result['device']} {result['precision']}"
+    rows = [(name, result["ms_per_block"], 1.0)]
+    rows += [(b["name"], b["ms_per_block"], b["ratio"]) for b in result["baselines"]]
+    for name, ms, ratio in rows:
+        between = f"{ms['p10']:.0f} to {ms['p90']:.0f}"
+        frame = f"{ms['median'] / VIDEO_FRAMES:.1f}"
+        table.add_row(name, f"{ms['median']:.0f}", between, frame, f"{ratio:.2f}")
+    for name, reason in result["missing"].items():
+        table.add_row(name, "failed", "", "", reason)
     console.print(table)
-    console.print(f"timed: {result['timed']}; not timed: {result['not_timed']}")
+    parts = result["parts_ms"]
+    console.print("of it: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in parts.items()))
+    run = result["pipeline"]
+    stages = ", ".join(f"{k.removesuffix('_ms')} {v:.0f}" for k, v in run["stages_ms"].items())
+    console.print(
+        f"whole pipeline: {run['block_period_ms']:.0f} ms per block, "
+        f"{run['frames_per_second']:.1f} frames per second, {run['overlap']:.0%} of the decoding "
+        f"under denoising; stages, ms: {stages}"
+    )
+    sheet = result["mfu_datasheet"]
+    console.print(
+        f"{result['tflop_per_frame']:.3g} TFLOP per video frame (plain PyTorch computes "
+        f"{result['tflop_per_frame_plain']:.3g}), {result['tflops']:.3g} TFLOP/s: "
+        f"{result['mfu_measured']:.0%} of a {result['peak_format']} product measured here"
+        + (f", {sheet:.0%} of the datasheet" if sheet is not None else "")
+    )
+    memory = ", ".join(f"{k} {v / 1e9:.2f} GB" for k, v in result["memory_bytes"].items())
+    console.print(f"memory: {memory}; results differ by {result['relative_difference']:.1e}")
+    console.print(f"timed: {result['timed']}\nnot timed: {result['not_timed']}")
     machine = result["machine"]
     console.print(
-        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['versions']['torch']}; "
-        f"median of {result['repeat']} block(s); results differ by "
-        f"{result['relative_difference']:.1e}"
+        f"{machine['cpu']}, {machine['threads']} threads, load {machine['load']}, torch "
+        f"{machine['versions']['torch']}; medians of {result['repeat']}, weights "
+        f"{result['weights']['source']}"
     )

@@ -78,8 +78,7 @@ MODELS = {
     "tiny": SizedModel(demo.DIT_CONFIG, demo.AUDIO_CONFIG, demo.IMAGE_CONFIG["dim"], 8),
     # Large enough that the products dominate, small enough for two CPU cores.
     "middle": SizedModel(
-        _RELEASED
-        | {"dim": 1024, "ffn_dim": 2816, "num_heads": 8, "num_layers": 2, "text_dim": 512},
+        _RELEASED | {"dim": 512, "ffn_dim": 1408, "num_heads": 4, "num_layers": 2, "text_dim": 512},
         _audio(192, 4, 4, 64, 32),
         320,
         8,
@@ -184,7 +183,7 @@ def open_engine(loaded: Loaded) -> Engine:
     return Engine(
         devices=loaded.devices,
         dit=loaded.dit,
-        vae=WanVAE.from_tensors(vae, vae_device, torch.float32),
+        vae=WanVAE.from_tensors(vae, vae_device),
         text_encoder=cast(TextEncoder, _RandomText(model.config["text_dim"], loaded.seed)),
         image_encoder=cast(ImageEncoder, _RandomImage(model.clip_dim, loaded.seed)),
         audio_encoder=_random_audio_encoder(model, loaded.seed, device),
