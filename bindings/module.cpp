@@ -28,6 +28,29 @@ DType dtype_from_name(const std::string& text) {
   detail::fail("precision: expected fp32, bf16 or fp8, got '", text, "'");
 }
 
+// "fp32", "bf16", "fp8", or a policy {activations: name, layers: [{product: name}]} with every
+// product of every layer.
+Precision precision_from(const py::object& given, int64_t num_layers) {
+  if (py::isinstance<py::str>(given)) {
+    return Precision::uniform(dtype_from_name(given.cast<std::string>()), num_layers);
+  }
+  const auto policy = given.cast<py::dict>();
+  Precision result;
+  result.activations = dtype_from_name(policy["activations"].cast<std::string>());
+  for (const auto& item : policy["layers"].cast<py::list>()) {
+    const auto formats = item.cast<std::map<std::string, std::string>>();
+    LayerPrecision layer{};
+    for (const Product& product : kProducts) {
+      const auto found = formats.find(product.name);
+      LIVEACT_CHECK(found != formats.end(), "precision policy: expected ", product.name,
+                    " in layer ", result.layers.size(), ", found none");
+      layer.*product.format = dtype_from_name(found->second);
+    }
+    result.layers.push_back(layer);
+  }
+  return result;
+}
+
 std::string shape_text(const std::vector<py::ssize_t>& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) {
@@ -81,13 +104,11 @@ struct PyStream {
 HostTensors host_tensors(const py::dict& tensors) {
   HostTensors result;
   for (const auto& [key, value] : tensors) {
-    // (address, "fp32" | "bf16", shape): memory that the caller keeps alive.
+    // (address, "fp32" | "bf16" | "fp8", shape): memory that the caller keeps alive.
     const auto entry = value.cast<std::tuple<uintptr_t, std::string, std::vector<int64_t>>>();
     HostTensor tensor;
     tensor.data = reinterpret_cast<const void*>(std::get<0>(entry));
     tensor.dtype = dtype_from_name(std::get<1>(entry));
-    LIVEACT_CHECK(tensor.dtype != DType::f8, "checkpoint: expected ", key.cast<std::string>(),
-                  " in bf16 or fp32, got fp8");
     tensor.shape = std::get<2>(entry);
     result.emplace(key.cast<std::string>(), std::move(tensor));
   }
@@ -233,22 +254,46 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Model, std::shared_ptr<Model>>(m, "Model", "The weights of a DiT on one device.")
       .def(py::init([](std::shared_ptr<Device> device, const ModelConfig& config,
-                       const py::dict& tensors, const std::string& precision) {
+                       const py::dict& tensors, const py::object& precision) {
              const HostTensors host = host_tensors(tensors);
-             const Precision policy =
-                 Precision::uniform(dtype_from_name(precision), config.num_layers);
+             const Precision policy = precision_from(precision, config.num_layers);
              py::gil_scoped_release release;
              return std::make_shared<Model>(std::move(device), config, host, policy);
            }),
            py::arg("device"), py::arg("config"), py::arg("tensors"), py::arg("precision"))
       .def_property_readonly("config", &Model::config);
   m.def(
+      "products",
+      [] {
+        std::vector<std::string> names;
+        for (const Product& product : kProducts) names.emplace_back(product.name);
+        return names;
+      },
+      "What a precision policy names in every layer.");
+  m.def(
+      "quantize_weight",
+      [](uintptr_t address, const std::string& dtype, const std::vector<int64_t>& shape) {
+        const HostTensor weight{reinterpret_cast<const void*>(address), dtype_from_name(dtype),
+                                shape};
+        py::array_t<uint8_t> codes(std::vector<py::ssize_t>(shape.begin(), shape.end()));
+        Array scale(shape.empty() ? 0 : shape[0]);
+        uint8_t* code_data = codes.mutable_data();
+        float* scale_data = scale.mutable_data();
+        {
+          py::gil_scoped_release release;
+          quantize_weight(weight, code_data, scale_data);
+        }
+        return std::make_pair(codes, scale);
+      },
+      py::arg("address"), py::arg("dtype"), py::arg("shape"),
+      "(fp8 codes, one scale per row) of a weight in host memory, as a model makes them.");
+  m.def(
       "required_bytes",
-      [](Device& device, const ModelConfig& config, const std::string& precision,
+      [](Device& device, const ModelConfig& config, const py::object& precision,
          const std::string& stored, int64_t latent_height, int64_t latent_width,
          const std::array<int, 4>& slots, float audio_guidance, int64_t max_image_tokens) {
         config.check();
-        const Precision policy = Precision::uniform(dtype_from_name(precision), config.num_layers);
+        const Precision policy = precision_from(precision, config.num_layers);
         const StreamOptions options =
             stream_options(latent_height, latent_width, slots, "sequential", "token", "key",
                            audio_guidance, max_image_tokens);

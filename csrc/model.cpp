@@ -110,9 +110,8 @@ void Precision::check(int64_t num_layers) const {
   LIVEACT_CHECK(std::ssize(layers) == num_layers, "precision policy: expected ", num_layers,
                 " layers, got ", layers.size());
   for (size_t i = 0; i < layers.size(); ++i) {
-    const LayerPrecision& p = layers[i];
-    for (const DType dtype : {p.self_qkv, p.self_o, p.cross_q, p.cross_o, p.audio_q, p.audio_o,
-                              p.ffn_up, p.ffn_down, p.attention}) {
+    for (const Product& product : kProducts) {
+      const DType dtype = layers[i].*product.format;
       LIVEACT_CHECK(size_bytes(dtype) <= size_bytes(activations),
                     "precision policy: expected no format in layer ", i, " wider than ",
                     name(activations), ", got ", name(dtype));
@@ -142,6 +141,20 @@ std::vector<float> to_f32(const HostTensor& tensor) {
   const float* source = cpu::read_f32(tensor.data, tensor.dtype, 0, n, 1.0f, values.data());
   if (source != values.data()) std::copy_n(source, n, values.data());
   return values;
+}
+
+// The rows of a bf16 or fp32 tensor in the format of `out`, which is host memory.
+void encode_rows(const HostTensor& tensor, const Rows& out) {
+#pragma omp parallel
+  {
+    std::vector<float> scratch(out.cols);
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < out.rows; ++row) {
+      cpu::write_row(
+          out, row,
+          cpu::read_f32(tensor.data, tensor.dtype, row * out.cols, out.cols, 1.0f, scratch.data()));
+    }
+  }
 }
 
 // out [rows, n] = x [rows, k] · weight [n, k]^T + bias on the host; rows is 1 here.
@@ -184,6 +197,18 @@ std::vector<float> timestep_embedding(float timestep, int64_t dim) {
 
 }  // namespace
 
+void quantize_weight(const HostTensor& weight, uint8_t* codes, float* scale) {
+  LIVEACT_CHECK(weight.dtype != DType::f8 && !weight.shape.empty() && weight.shape[0] > 0,
+                "quantize_weight: expected rows in bf16 or fp32, got ", name(weight.dtype), " ",
+                shape_text(weight.shape));
+  const int64_t n = weight.shape[0];
+  encode_rows(weight, {.data = codes,
+                       .dtype = DType::f8,
+                       .rows = n,
+                       .cols = element_count(weight) / n,
+                       .scale = scale});
+}
+
 class Model::Loader {
  public:
   Loader(Model& model, const HostTensors& tensors) : model_(model), tensors_(tensors) {
@@ -196,7 +221,12 @@ class Model::Loader {
     }
   }
 
-  const HostTensor& host(const std::string& name) const { return tensors_.at(name); }
+  const HostTensor& host(const std::string& name) const {
+    const HostTensor& tensor = tensors_.at(name);
+    LIVEACT_CHECK(tensor.dtype != DType::f8, "checkpoint: expected ", name,
+                  " in bf16 or fp32, found fp8");
+    return tensor;
+  }
 
   const float* vector(const std::string& name) { return upload(to_f32(host(name))); }
 
@@ -225,24 +255,38 @@ class Model::Loader {
   Linear linear(const std::vector<std::string>& names, DType precision, DType out) {
     Linear result;
     Weight& weight = result.weight;
-    const DType stored = host(names[0] + ".weight").dtype;
-    weight.dtype = precision == DType::f32 ? stored : precision;
+    const DType stored = tensors_.at(names[0] + ".weight").dtype;
+    bool alike = true;
     std::vector<float> bias;
     for (const std::string& name : names) {
-      const HostTensor& tensor = host(name + ".weight");
+      const HostTensor& tensor = tensors_.at(name + ".weight");
+      LIVEACT_CHECK(tensor.dtype != DType::f8 || precision == DType::f8, "checkpoint: expected ",
+                    name, ".weight in bf16 or fp32 for a product in ", liveact::name(precision),
+                    ", found fp8: it was converted");
+      alike = alike && tensor.dtype == stored;
       weight.k = element_count(tensor) / tensor.shape[0];
       weight.n += tensor.shape[0];
       const std::vector<float> part = to_f32(host(name + ".bias"));
       bias.insert(bias.end(), part.begin(), part.end());
     }
-    host_scale_.clear();
-    if (weight.dtype == stored && model_.device_->uses_host_weights(stored)) {
-      for (size_t i = 0; i < names.size(); ++i) {
-        const HostTensor& tensor = host(names[i] + ".weight");
-        weight.parts[i] = {tensor.data, tensor.shape[0]};
-      }
-    } else {
+    weight.dtype = precision != DType::f32 ? precision : alike ? stored : DType::f32;
+    host_scale_.assign(weight.dtype == DType::f8 ? weight.n : 0, 0.0f);
+    if (!model_.device_->uses_host_weights(weight.dtype)) {
       weight.parts[0] = {convert(names, weight), weight.n};
+    } else {
+      // The same parts whether mapped or converted: how a device splits a product by them decides
+      // the last bits, and a converted checkpoint must give those of its original.
+      const bool mapped = alike && stored == weight.dtype;
+      const char* converted = mapped ? nullptr : static_cast<const char*>(convert(names, weight));
+      int64_t first_row = 0;
+      for (size_t i = 0; i < names.size(); ++i) {
+        const HostTensor& tensor = tensors_.at(names[i] + ".weight");
+        const int64_t n = tensor.shape[0];
+        weight.parts[i] = {
+            mapped ? tensor.data : converted + first_row * weight.k * size_bytes(weight.dtype), n};
+        if (mapped && stored == DType::f8) read_scale(names[i], host_scale_.data() + first_row);
+        first_row += n;
+      }
     }
     if (weight.dtype == DType::f8) weight.scale = upload(host_scale_);
     result.scale = weight.scale;
@@ -266,34 +310,44 @@ class Model::Loader {
   }
 
  private:
+  // The scales [n] of a product that is stored in fp8.
+  void read_scale(const std::string& name, float* scale) const {
+    const std::string key = name + ".weight_scale";
+    const std::vector<int64_t> shape = {tensors_.at(name + ".weight").shape[0]};
+    const auto found = tensors_.find(key);
+    LIVEACT_CHECK(found != tensors_.end() && found->second.dtype == DType::f32 &&
+                      found->second.shape == shape,
+                  "checkpoint: expected tensor ", key, " ", shape_text(shape), " in fp32 beside ",
+                  name, ".weight in fp8");
+    std::copy_n(static_cast<const float*>(found->second.data), shape[0], scale);
+  }
+
   // The parts of a weight one after another in its format, converted tensor by tensor, so that the
-  // host never holds more than one. fp8 fills host_scale_ with one scale per row.
+  // host never holds more than one; what has that format already goes as it lies. fp8 fills
+  // host_scale_ with one scale per row.
   const void* convert(const std::vector<std::string>& names, const Weight& weight) {
     const int64_t row_bytes = weight.k * size_bytes(weight.dtype);
     model_.buffers_.emplace_back(*model_.device_, weight.n * row_bytes);
     char* target = static_cast<char*>(model_.buffers_.back().data());
-    if (weight.dtype == DType::f8) host_scale_.resize(weight.n);
     int64_t first_row = 0;
     for (const std::string& name : names) {
-      const HostTensor& tensor = host(name + ".weight");
+      const HostTensor& tensor = tensors_.at(name + ".weight");
       const int64_t n = tensor.shape[0];
-      std::vector<uint8_t> converted(n * row_bytes);
-      const Rows out{.data = converted.data(),
-                     .dtype = weight.dtype,
-                     .rows = n,
-                     .cols = weight.k,
-                     .scale = weight.dtype == DType::f8 ? host_scale_.data() + first_row : nullptr};
-#pragma omp parallel
-      {
-        std::vector<float> scratch(weight.k);
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < n; ++row) {
-          cpu::write_row(out, row,
-                         cpu::read_f32(tensor.data, tensor.dtype, row * weight.k, weight.k, 1.0f,
-                                       scratch.data()));
-        }
+      float* scale = weight.dtype == DType::f8 ? host_scale_.data() + first_row : nullptr;
+      const void* source = tensor.data;
+      std::vector<uint8_t> converted;
+      if (tensor.dtype != weight.dtype) {
+        converted.resize(n * row_bytes);
+        source = converted.data();
+        encode_rows(tensor, {.data = converted.data(),
+                             .dtype = weight.dtype,
+                             .rows = n,
+                             .cols = weight.k,
+                             .scale = scale});
+      } else if (scale != nullptr) {
+        read_scale(name, scale);
       }
-      model_.device_->upload(target + first_row * row_bytes, converted.data(), n * row_bytes);
+      model_.device_->upload(target + first_row * row_bytes, source, n * row_bytes);
       first_row += n;
     }
     return target;

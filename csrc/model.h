@@ -1,10 +1,12 @@
 // The weights of a DiT on one device: immutable, shared by all its streams.
 //
-// Tensors come in as named host memory in the released layout (checkpoint names, bf16 or fp32).
+// Tensors come in as named host memory in the released layout (checkpoint names, bf16 or fp32), or
+// as `liveact convert` writes them: products in fp8, X.weight with the scales X.weight_scale [n].
 // Where the device can use them in place they are not copied, so the host memory must outlive the
 // model. Everything that derives from the three fixed timesteps is computed here once.
 #pragma once
 
+#include <array>
 #include <map>
 #include <memory>
 #include <span>
@@ -54,10 +56,14 @@ std::vector<TensorSpec> expected_tensors(const ModelConfig& config);
 
 struct HostTensor {
   const void* data = nullptr;
-  DType dtype = DType::bf16;  // bf16 or fp32
+  DType dtype = DType::bf16;  // fp8 only where a weight_scale belongs to it
   std::vector<int64_t> shape;
 };
 using HostTensors = std::map<std::string, HostTensor>;
+
+// The rows of a bf16 or fp32 weight [n, k] in fp8: codes [n, k], scale [n]. What a model does when
+// it loads such a weight for a product in fp8.
+void quantize_weight(const HostTensor& weight, uint8_t* codes, float* scale);
 
 // The operand format of each product in a layer. `attention` is that of q, k, v and P in
 // self-attention and of the context between blocks.
@@ -117,6 +123,25 @@ struct Layer {
   StepConstants steps[kSteps];
   RangeName range;  // "layer 12"
 };
+
+// The products of a layer that a precision policy is about, and attention, which has no weight. The
+// names are those of policy files.
+struct Product {
+  const char* name;
+  DType LayerPrecision::* format;
+  Linear Layer::* linear;  // null for attention
+};
+inline constexpr std::array<Product, 9> kProducts = {{
+    {"self_qkv", &LayerPrecision::self_qkv, &Layer::self_qkv},
+    {"self_o", &LayerPrecision::self_o, &Layer::self_o},
+    {"cross_q", &LayerPrecision::cross_q, &Layer::cross_q},
+    {"cross_o", &LayerPrecision::cross_o, &Layer::cross_o},
+    {"audio_q", &LayerPrecision::audio_q, &Layer::audio_q},
+    {"audio_o", &LayerPrecision::audio_o, &Layer::audio_o},
+    {"ffn_up", &LayerPrecision::ffn_up, &Layer::ffn_up},
+    {"ffn_down", &LayerPrecision::ffn_down, &Layer::ffn_down},
+    {"attention", &LayerPrecision::attention, nullptr},
+}};
 
 // Bytes that the weights of all layers take on a device, from shapes alone (fp8 scales included).
 int64_t weight_bytes(const ModelConfig& config, const Precision& precision, DType stored);

@@ -28,7 +28,7 @@ class CpuDevice final : public Device {
   int64_t allocation_count() const override { return allocation_count_; }
   void upload(void* target, const void* host, int64_t bytes) override;
   DType bias_dtype(DType) const override { return DType::f32; }
-  bool uses_host_weights(DType dtype) const override { return dtype != DType::f8; }
+  bool uses_host_weights(DType) const override { return true; }
   std::unique_ptr<Ops> open_ops(const OpsLimits& limits) override;
   int64_t ops_bytes(const OpsLimits& limits) const override;
 

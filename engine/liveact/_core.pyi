@@ -51,10 +51,14 @@ def expected_tensors(config: ModelConfig) -> dict[str, list[int]]: ...
 def update_table(
     slots: tuple[int, int, int, int], memory: str, block: int
 ) -> dict[int, list[int]]: ...
+def products() -> list[str]: ...
+def quantize_weight(
+    address: int, dtype: str, shape: list[int]
+) -> tuple[npt.NDArray[np.uint8], _Array]: ...
 def required_bytes(
     device: Device,
     config: ModelConfig,
-    precision: str,
+    precision: str | dict[str, Any],
     stored: str,
     latent_height: int,
     latent_width: int,
@@ -69,7 +73,7 @@ class Model:
         device: Device,
         config: ModelConfig,
         tensors: dict[str, tuple[int, str, list[int]]],
-        precision: str,
+        precision: str | dict[str, Any],
     ) -> None: ...
     @property
     def config(self) -> ModelConfig: ...

@@ -35,7 +35,10 @@ def _add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = True) -
 def _add_devices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu or cuda:N; default: CUDA where usable, else cpu")
     parser.add_argument("--vae-device", help="the same for the VAE; default: the same device")
-    parser.add_argument("--precision", help="fp32, bf16 or fp8; default: fp32 on cpu, else fp8")
+    parser.add_argument(
+        "--precision",
+        help="fp32, bf16, fp8 or a policy file; default: as converted, else fp32 on cpu, else fp8",
+    )
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     p = commands.add_parser("inspect", help="sizes, parameters and memory of a checkpoint")
     p.add_argument("directory", type=Path)
     p.add_argument("--size", default="512x512", help="WIDTHxHEIGHT, multiples of 16")
-    p.add_argument("--precision", default="fp32", help="fp32, bf16 or fp8")
+    p.add_argument(
+        "--precision", help="fp32, bf16, fp8 or a policy file; default: as converted, else fp32"
+    )
     p.add_argument("--audio-guidance", type=float, default=1.0)
     p.set_defaults(run=_inspect)
 
@@ -137,7 +142,9 @@ def _generate(options: argparse.Namespace) -> None:
     for out in (options.out, options.trace):
         if out is not None:
             _check_output(out, [options.image, options.audio])
-    devices = open_devices(options.device, options.vae_device, options.precision)
+    devices = open_devices(
+        options.device, options.vae_device, options.precision, options.checkpoint
+    )
     read_image(options.image, size)
     audio = open_audio(options.audio)
     mode = audio_mode(audio)
@@ -179,7 +186,9 @@ def _replay(options: argparse.Namespace) -> None:
     _check_choice("part", options.part, PARTS)
     _check_choice("memory", options.memory, MEMORIES)
     _check_output(options.out, [options.inputs])
-    devices = open_devices(options.device, options.vae_device, options.precision)
+    devices = open_devices(
+        options.device, options.vae_device, options.precision, options.checkpoint
+    )
     print(f"device: {devices.reason}")
     results = replay(
         options.part,
@@ -204,10 +213,8 @@ def _demo_checkpoint(options: argparse.Namespace) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from liveact.dit import PRECISIONS
     from liveact.inspection import inspect_checkpoint
 
-    _check_choice("precision", options.precision, PRECISIONS)
     size = _size(options.size)
     Console().print(
         inspect_checkpoint(options.directory, size, options.precision, options.audio_guidance)

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from liveact import _core, kernels
-from liveact.dit import PRECISIONS
 from liveact.errors import DeviceError, InputError
+from liveact.precision import Precision, PrecisionPolicy, choose_precision
 
 _CUBLASLT = "libcublasLt.so.13"
 
@@ -23,7 +23,7 @@ class Devices:
     name: str  # of the DiT
     encoder_name: str
     vae_name: str
-    precision: str
+    precision: Precision
     reason: str
 
     @property
@@ -80,13 +80,20 @@ def parse_device(name: str) -> str:
     raise InputError(f"device: expected cpu or cuda:N, got {name!r}")
 
 
-def open_devices(device: str | None, vae_device: str | None, precision: str | None) -> Devices:
+def open_devices(
+    device: str | None,
+    vae_device: str | None,
+    precision: str | Path | PrecisionPolicy | None,
+    checkpoint: Path | None = None,
+) -> Devices:
     """Chooses and opens; None means CUDA where usable, else the CPU, and the precision for it.
+
+    precision: a name, a policy or the file of one; None: what the checkpoint was converted to, if
+    it was, else what suits the device.
 
     Raises InputError for what no machine has, DeviceError for what this one has not.
     """
-    if precision is not None and precision not in PRECISIONS:
-        raise InputError(f"precision: expected {', '.join(PRECISIONS)}, got {precision!r}")
+    chosen = choose_precision(precision, checkpoint)
     name = "cuda:0" if device is None else parse_device(device)
     vae_name = None if vae_device is None else parse_device(vae_device)
     because = ""
@@ -94,9 +101,9 @@ def open_devices(device: str | None, vae_device: str | None, precision: str | No
         if device is not None:
             raise DeviceError(f"device: expected a usable {name}, found that {obstacle}")
         name, because = "cpu", f" (no CUDA: {obstacle})"
-    if precision is None:
-        precision = "fp32" if name == "cpu" else "fp8"
-    if name != "cpu" and precision == "fp32":
+    if chosen is None:
+        chosen = "fp32" if name == "cpu" else "fp8"
+    if name != "cpu" and chosen == "fp32":
         raise InputError(f"precision: expected fp8 or bf16 on {name}, got fp32 (which is cpu only)")
     encoder_name = "cpu" if name == "cpu" or torch_cuda_obstacle(name) else name
     if vae_name is None:
@@ -104,8 +111,8 @@ def open_devices(device: str | None, vae_device: str | None, precision: str | No
     elif vae_name != "cpu" and (obstacle := torch_cuda_obstacle(vae_name)):
         raise DeviceError(f"vae-device: expected a usable {vae_name}, found that {obstacle}")
     core = _open(name)
-    reason = f"{name}{because}, {precision}; encoders on {encoder_name}, VAE on {vae_name}"
-    return Devices(core, name, encoder_name, vae_name, precision, reason)
+    reason = f"{name}{because}, {chosen}; encoders on {encoder_name}, VAE on {vae_name}"
+    return Devices(core, name, encoder_name, vae_name, chosen, reason)
 
 
 def _open(name: str) -> _core.Device:

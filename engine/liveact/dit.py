@@ -17,11 +17,19 @@ import torch
 from liveact import _core
 from liveact.checkpoint import Tensors, check_tensors, open_tensors, read_json, read_size
 from liveact.errors import DeviceError, InputError, LiveActError, SessionError
+from liveact.precision import PRECISIONS as PRECISIONS  # benchmarks take the names from here
+from liveact.precision import (
+    PRODUCT_LINEARS,
+    Precision,
+    check_layers,
+    converted_precision,
+    core_precision,
+    format_of,
+)
 
 STEPS = 3
 WEIGHTS_STEM = "diffusion_pytorch_model"
 RELEASED_SLOTS = (2, 2, 2, 8)  # reference, long-term, short-term, current
-PRECISIONS = ("fp32", "fp8", "bf16")
 MEMORIES = ("sequential", "sharded", "mean")
 COMPRESS_AXES = ("token", "frame")
 VALUE_FILTERS = ("key", "own")
@@ -54,7 +62,17 @@ _SIZES = {
     "context_tokens": 2**10,
 }
 _DEFAULTED = ("freq_dim", "text_len")  # may be missing
-_DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+_DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float8_e4m3fn: "fp8"}
+
+
+def product_weights(num_layers: int) -> dict[str, tuple[int, str]]:
+    """Name of every weight that a precision is about → its layer and product."""
+    return {
+        f"blocks.{layer}.{linear}.weight": (layer, product)
+        for layer in range(num_layers)
+        for product, linears in PRODUCT_LINEARS.items()
+        for linear in linears
+    }
 
 
 def read_config(path: Path, tensors: Tensors) -> _core.ModelConfig:
@@ -97,6 +115,41 @@ def _columns(tensors: Tensors, name: str, windows: int) -> int:
     return int(shape[1]) // windows
 
 
+def open_weights(directory: Path) -> tuple[_core.ModelConfig, Tensors]:
+    """The DiT of a checkpoint directory, as released or converted; touches no data.
+
+    Weights in fp8 are believed only where config.json says that they were converted: scales of
+    other makers mean other things. Raises InputError naming the file and tensor.
+    """
+    tensors = open_tensors(directory, WEIGHTS_STEM)
+    config = read_config(directory / "config.json", tensors)
+    expected = {name: tuple(shape) for name, shape in _core.expected_tensors(config).items()}
+    narrow: set[str] = set()
+    if converted_precision(directory) is not None:
+        weights = product_weights(config.num_layers)
+        narrow = {n for n in weights if n in tensors and tensors.dtype(n) == torch.float8_e4m3fn}
+    wide = {name: shape for name, shape in expected.items() if name not in narrow}
+    check_tensors(tensors, wide, {torch.bfloat16, torch.float32}, "DiT")
+    scales = {f"{name}_scale": expected[name][:1] for name in narrow}
+    check_tensors(tensors, scales, {torch.float32}, "DiT")
+    check_tensors(tensors, expected | scales, set(_DTYPE_NAMES), "DiT", ("blocks.",))
+    return config, tensors
+
+
+def check_precision(
+    tensors: Tensors, config: _core.ModelConfig, precision: Precision, directory: Path
+) -> None:
+    """Raises InputError for a policy of another size, or one wider than converted weights are."""
+    check_layers(precision, config.num_layers)
+    for name, (layer, product) in product_weights(config.num_layers).items():
+        wanted = format_of(precision, layer, product)
+        if tensors.dtype(name) == torch.float8_e4m3fn and wanted != "fp8":
+            raise InputError(
+                f"{directory}: expected a precision with fp8 for {product} of layer {layer}, as "
+                f"its weights were converted, found {wanted} (use the original checkpoint for that)"
+            )
+
+
 @dataclass(frozen=True)
 class MemoryPolicy:
     """How the context of a session is made; the names are those of model-spec's tables."""
@@ -115,18 +168,20 @@ class Dit:
         device: _core.Device,
         config: _core.ModelConfig,
         tensors: Mapping[str, torch.Tensor],
-        precision: str = "fp32",
+        precision: Precision = "fp32",
     ) -> None:
         self.device = device
         self.precision = precision
-        # Kept alive: the runtime reads bf16 weights from this (mapped) memory.
+        # Kept alive: the runtime reads weights from this (mapped) memory.
         self._tensors = {name: tensors[name] for name in _core.expected_tensors(config)}
+        narrow = [n for n, tensor in self._tensors.items() if tensor.dtype == torch.float8_e4m3fn]
+        self._tensors |= {f"{name}_scale": tensors[f"{name}_scale"] for name in narrow}
         described = {
             name: (tensor.data_ptr(), _DTYPE_NAMES[tensor.dtype], list(tensor.shape))
             for name, tensor in self._tensors.items()
         }
         try:
-            self.model = _core.Model(device, config, described, precision)
+            self.model = _core.Model(device, config, described, core_precision(precision))
         except _core.DeviceError as error:
             raise DeviceError(str(error)) from None
         except _core.CoreError as error:
@@ -139,20 +194,13 @@ class Dit:
         return self.model.config
 
     @classmethod
-    def load(cls, directory: Path, device: _core.Device, precision: str = "fp32") -> Dit:
+    def load(cls, directory: Path, device: _core.Device, precision: Precision = "fp32") -> Dit:
         """Opens `config.json` and the weight files of a checkpoint directory.
 
         Raises InputError naming the file and tensor before anything large is allocated.
         """
-        tensors = open_tensors(directory, WEIGHTS_STEM)
-        config = read_config(directory / "config.json", tensors)
-        check_tensors(
-            tensors,
-            {name: tuple(shape) for name, shape in _core.expected_tensors(config).items()},
-            dtypes=set(_DTYPE_NAMES),
-            what="DiT",
-            refuse_extra_prefix=("blocks.",),
-        )
+        config, tensors = open_weights(directory)
+        check_precision(tensors, config, precision, directory)
         return cls(device, config, tensors, precision)
 
     def open_stream(

@@ -21,10 +21,11 @@ import torch
 
 from liveact.audio import AudioFrontEnd, exact_fps
 from liveact.devices import Devices, open_devices
-from liveact.dit import MEMORIES, PRECISIONS, Dit, MemoryPolicy
+from liveact.dit import MEMORIES, Dit, MemoryPolicy
 from liveact.encoders import AudioEncoder, ImageEncoder, TextEncoder
 from liveact.errors import InputError
 from liveact.media import check_size, fit_image, read_image
+from liveact.precision import PRECISIONS, PrecisionPolicy
 from liveact.session import Session
 from liveact.trace import Timeline
 from liveact.vae import SPATIAL_STRIDE, StreamingDecoder, WanVAE, WindowedDecoder
@@ -66,7 +67,7 @@ class Engine:
         *,
         device: str | None = None,
         vae_device: str | None = None,
-        precision: str | None = None,
+        precision: str | Path | PrecisionPolicy | None = None,
         wav2vec: str | Path | None = None,
     ) -> Engine:
         """Loads a checkpoint directory in the released layout.
@@ -76,7 +77,8 @@ class Engine:
             device: `cpu` or `cuda:N` for the DiT and the encoders; None: CUDA where usable, else
                 the CPU. `Engine.devices` says what was chosen and why.
             vae_device: the same for the VAE; None: where the DiT is.
-            precision: `fp32`, `bf16` or `fp8`; None: fp32 on the CPU, fp8 on CUDA.
+            precision: `fp32`, `bf16`, `fp8`, a policy, or the file of one (`liveact calibrate`);
+                None: what the checkpoint was converted to, else fp32 on the CPU, fp8 on CUDA.
             wav2vec: the audio encoder's directory; None: `wav2vec` in the checkpoint.
 
         Raises InputError for anything wrong with the files, DeviceError for the devices.
@@ -84,7 +86,7 @@ class Engine:
         directory = Path(directory)
         if not directory.is_dir():
             raise InputError(f"{directory}: expected a checkpoint directory, found none")
-        devices = open_devices(device, vae_device, precision)
+        devices = open_devices(device, vae_device, precision, directory)
         encoder_device = devices.torch_device
         dit = Dit.load(directory, devices.core, devices.precision)
         return cls(

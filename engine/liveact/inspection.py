@@ -12,13 +12,14 @@ import torch
 from rich.table import Table
 
 from liveact import _core
-from liveact.checkpoint import check_tensors, open_tensors, read_json
+from liveact.checkpoint import read_json
 from liveact.devices import cuda_obstacle
-from liveact.dit import RELEASED_SLOTS, WEIGHTS_STEM, read_config
+from liveact.dit import RELEASED_SLOTS, check_precision, open_weights
 from liveact.encoders import ImageEncoder
 from liveact.engine import VAE_FILE
 from liveact.errors import InputError
 from liveact.media import check_size
+from liveact.precision import choose_precision, converted_precision, core_precision
 from liveact.vae import SPATIAL_STRIDE, WanVAE
 
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow", "av", "soxr")
@@ -29,30 +30,30 @@ def _gib(num_bytes: int) -> str:
 
 
 def inspect_checkpoint(
-    directory: Path, size: tuple[int, int], precision: str, audio_guidance: float
+    directory: Path, size: tuple[int, int], given: str | None, audio_guidance: float
 ) -> Table:
-    """Sizes, parameter counts and memory of one session. Raises InputError."""
+    """Sizes, parameter counts and memory of one session in a precision. Raises InputError."""
     width, height = size
     check_size(width, height)
-    tensors = open_tensors(directory, WEIGHTS_STEM)
-    config = read_config(directory / "config.json", tensors)
-    expected = {name: tuple(shape) for name, shape in _core.expected_tensors(config).items()}
-    check_tensors(
-        tensors,
-        expected,
-        dtypes={torch.bfloat16, torch.float32},
-        what="DiT",
-        refuse_extra_prefix=("blocks.",),
-    )
+    config, tensors = open_weights(directory)
+    precision = choose_precision(given, directory) or "fp32"
+    check_precision(tensors, config, precision, directory)
     table = Table(title=str(directory), title_justify="left", show_header=False)
     table.add_column("what")
     table.add_column("value")
     if read_json(directory / "config.json").get("_demo"):
         table.add_row("weights", "random (made by demo-checkpoint): the picture is texture")
-    parameters = sum(math.prod(shape) for shape in expected.values())
+    parameters = sum(math.prod(shape) for shape in _core.expected_tensors(config).values())
     table.add_row("DiT", f"{parameters / 1e6:,.1f} M parameters, {config.num_layers} layers")
     heads = f"{config.num_heads} heads × {config.dim // config.num_heads}"
     table.add_row("", f"width {config.dim} = {heads}, FFN {config.ffn_dim}")
+    files = {tensors.file_of(name) for name in tensors}
+    stored_in = converted_precision(directory)
+    table.add_row(
+        "DiT files",
+        f"{_gib(sum(file.stat().st_size for file in files))} in {len(files)}, "
+        + ("as released" if stored_in is None else f"converted: {stored_in}, loads as it lies"),
+    )
     table.add_row(
         "VAE", f"{WanVAE.load(directory / VAE_FILE).parameter_count / 1e6:,.1f} M parameters"
     )
@@ -65,7 +66,7 @@ def inspect_checkpoint(
         weight_bytes, stream_bytes = _core.required_bytes(
             _core.open_cpu(),
             config,
-            precision,
+            core_precision(precision),
             stored,
             *latent_size,
             RELEASED_SLOTS,
@@ -74,8 +75,10 @@ def inspect_checkpoint(
         )
     except _core.CoreError as error:
         raise InputError(f"{directory}: {error}") from None
-    table.add_row(f"DiT weights, {precision}", _gib(weight_bytes))
-    table.add_row(f"one session, {precision}", f"{_gib(stream_bytes)} beside the weights, constant")
+    table.add_row("precision", str(precision))
+    short = precision if isinstance(precision, str) else "policy"
+    table.add_row(f"DiT weights, {short}", _gib(weight_bytes))
+    table.add_row(f"one session, {short}", f"{_gib(stream_bytes)} beside the weights, constant")
     return table
 
 
@@ -94,7 +97,9 @@ def doctor() -> Table:
     try:
         _core.open_cpu()
         threads = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())
-        table.add_row("cpu backend", f"usable: fp32, bf16, fp8 (emulated); {threads} threads")
+        table.add_row(
+            "cpu backend", f"usable: fp32, bf16, fp8 (emulated), policy files; {threads} threads"
+        )
     except _core.CoreError as error:
         table.add_row("cpu backend", f"[red]not usable: {error}[/red]")
     obstacle = cuda_obstacle()
