@@ -99,7 +99,7 @@ def test_interrupt_while_a_worker_works(engine: Engine, where: str, block: int) 
         target, name = {
             "encoder": (audio, "block_features"),
             "denoise": (stream_of(session), "denoise"),
-            "decode": (decoder_of(session), "decode_block"),
+            "decode": (decoder_of(session), "decode_pictures"),
             "pcm": (audio, "pcm"),
         }[where]
         gate = Gate(target, name)

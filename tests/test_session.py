@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from pipeline_helpers import (
@@ -271,7 +272,7 @@ def test_close_while_a_worker_works(engine: Engine, where: str) -> None:
     target, name = {
         "encoder": (session._state.utterance.audio, "block_features"),
         "denoise": (stream_of(session), "denoise"),
-        "decode": (decoder_of(session), "decode_block"),
+        "decode": (decoder_of(session), "decode_pictures"),
     }[where]
     gate = Gate(target, name)
     session.push_audio(speech(8.0), RATE_HZ)
@@ -341,7 +342,7 @@ def test_an_error_of_a_worker_reaches_the_caller(engine: Engine, where: str) -> 
             session._state.utterance.audio._encoder = type("Broken", (), {"encode": fail})()
         else:
             target = decoder_of(session) if where == "decode" else stream_of(session)
-            name = {"decode": "decode_block", "prompt": "set_prompt"}.get(where, "denoise")
+            name = {"decode": "decode_pictures", "prompt": "set_prompt"}.get(where, "denoise")
             setattr(target, name, fail)
         for one in (session, other):
             one.push_audio(speech(2.0), RATE_HZ)
@@ -428,12 +429,11 @@ def test_bad_options_are_refused(engine: Engine, options: dict[str, Any]) -> Non
 class CheapDecoder:
     """Pictures for nothing, so that the rest of the pipeline can be run for many blocks."""
 
-    def decode_block(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+    def decode_pictures(self, latents: torch.Tensor) -> Iterator[npt.NDArray[np.uint8]]:
         assert latents.isfinite().all()
-        value = latents.mean()
         _, n, h, w = latents.shape
         for i in range(n):
-            yield value.expand(3, 1 if n == 6 and i == 0 else 4, 8 * h, 8 * w)
+            yield np.zeros((1 if n == 6 and i == 0 else 4, 8 * h, 8 * w, 3), np.uint8)
 
     def reset(self) -> None:
         pass

@@ -10,14 +10,21 @@ serves any number of them.
 - `WindowedDecoder` is the released way: each block starts afresh and re-decodes the 3 latent
   frames before it.
 
+On a CPU everything is fp32. On a GPU the encoder is fp32 and the decoder bf16, with our kernels
+between the convolutions and each call of the decoder as one CUDA graph.
+
 Widths and the number of levels and blocks come from the tensors of the checkpoint, so the
 released model (base width 96) and a small one load alike.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +33,15 @@ from torch import nn
 
 from liveact.checkpoint import FLOATS, PthTensors, assign_tensors, check_tensors, load_pth
 from liveact.errors import InputError
-from liveact.vae_modules import CausalState, Decoder, Downsample, Encoder, ResidualBlock, Upsample
+from liveact.vae_modules import Decoder, Downsample, Encoder, ResidualBlock, Upsample
+from liveact.vae_ops import KernelOps, Launch, Pending, TorchOps
+from liveact.vae_queue import DecodeQueue
+from liveact.vae_state import DecoderState, EncoderState
 
 LATENT_CHANNELS = 16
 TEMPORAL_STRIDE = 4  # video frames per latent frame; the first latent frame is 1 video frame
 SPATIAL_STRIDE = 8
+MAX_FRAMES_PER_CALL = 8
 _MAX_CHANNELS = 2**14  # no width beyond this is believed; the released model has 384
 
 # Normalised latent = (latent − mean) / std, per channel.
@@ -73,6 +84,9 @@ class WanVAE(nn.Module):
         self.decoder = decoder
         self.to_moments = nn.Conv3d(2 * LATENT_CHANNELS, 2 * LATENT_CHANNELS, 1)
         self.from_latent = nn.Conv3d(LATENT_CHANNELS, LATENT_CHANNELS, 1)
+        self._ops = TorchOps(torch.float32)
+        self._decoder_ops = self._ops
+        self._queue: DecodeQueue | None = None
         # On the CPU even while the modules are built on the meta device: no checkpoint has these.
         for name, values in (("_mean", _LATENT_MEAN), ("_std", _LATENT_STD)):
             constant = torch.tensor(values, device="cpu").view(1, -1, 1, 1, 1)
@@ -83,14 +97,18 @@ class WanVAE(nn.Module):
         cls,
         path: Path | str,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        launch: Launch | None = None,
     ) -> WanVAE:
-        """Loads `Wan2.1_VAE.pth`; `InputError` if it is not a complete VAE of this family."""
-        return cls.from_tensors(load_pth(Path(path)), device, dtype)
+        """Loads `Wan2.1_VAE.pth`; `InputError` if it is not a complete VAE of this family.
+
+        launch: how the decoder's kernels are launched (`liveact.kernels.launcher`); None: decode in
+        fp32 with the ops of torch.
+        """
+        return cls.from_tensors(load_pth(Path(path)), device, launch)
 
     @classmethod
     def from_tensors(
-        cls, tensors: PthTensors, device: torch.device | str, dtype: torch.dtype
+        cls, tensors: PthTensors, device: torch.device | str, launch: Launch | None = None
     ) -> WanVAE:
         """The VAE of tensors with the released names, its sizes read off their shapes."""
         with torch.device("meta"):
@@ -104,8 +122,13 @@ class WanVAE(nn.Module):
         expected = {released[name]: shape for name, shape in shapes.items()}
         check_tensors(tensors, expected, FLOATS, "VAE", ("encoder.", "decoder."))
         found = {name: tensors[released[name]] for name in shapes}
-        assign_tensors(vae, found, device, dtype)
-        return vae.to(device, dtype)
+        assign_tensors(vae, found, device, torch.float32)
+        vae = vae.to(device)
+        if launch is not None:
+            vae._decoder_ops = KernelOps(launch)
+        if vae._mean.device.type == "cuda":
+            vae._queue = DecodeQueue(vae._mean.device)
+        return vae
 
     @property
     def parameter_count(self) -> int:
@@ -133,49 +156,110 @@ class WanVAE(nn.Module):
                 "video: expected [1, 3, 1 + 4·k, H, W] with H and W multiples of "
                 f"{SPATIAL_STRIDE}, found {list(shape)}"
             )
-        state = CausalState()
-        moments = []
-        start = 0
-        while start < shape[2]:  # frame 0, then four at a time
-            stop = start + (TEMPORAL_STRIDE if start else 1)
-            moments.append(self.encoder(video[:, :, start:stop].to(self._mean), state))
-            start = stop
-        mean: torch.Tensor = self.to_moments(torch.cat(moments, dim=2))[:, :LATENT_CHANNELS]
-        return ((mean - self._mean) / self._std).float()
+        frames = video[0].permute(1, 2, 3, 0).to(self._mean)  # [T, H, W, 3]
+        state = EncoderState(self._ops)
+        state.allocate(self.encoder.plan(TEMPORAL_STRIDE, *shape[3:]), frames.device)
+        moments = [
+            self.encoder(part.contiguous(), state)
+            for part in (frames[:1], *frames[1:].split(TEMPORAL_STRIDE))
+            if len(part)
+        ]
+        mean = self._ops.linear(self.to_moments, torch.cat(moments))[..., :LATENT_CHANNELS]
+        latents = mean.permute(3, 0, 1, 2).unsqueeze(0)  # [1, 16, 1 + k, H/8, W/8]
+        return ((latents - self._mean) / self._std).contiguous()
 
-    def open_decoder(self) -> CausalState:
-        """The state of a new stream, for `decode`."""
-        return CausalState()
+    def open_decoder(self, frames_per_call: int = 1) -> DecoderState:
+        """The state of a new stream, for `decode`.
 
-    def decode(self, latents: torch.Tensor, state: CausalState) -> Iterator[torch.Tensor]:
-        """Decodes the next latent frames of a stream, one after another, as they are asked for.
+        frames_per_call: latent frames that go through the decoder at a time. More make larger
+        convolutions, and the first frames of a block later.
+        """
+        if not 1 <= frames_per_call <= MAX_FRAMES_PER_CALL:
+            raise InputError(
+                f"frames_per_call: expected 1 to {MAX_FRAMES_PER_CALL}, got {frames_per_call}"
+            )
+        return DecoderState(self._decoder_ops, self.decoder, frames_per_call)
+
+    def reset_decoder(self, state: DecoderState) -> None:
+        """The next latent frame is the first of a new video, which may be of another size."""
+        with self._on_stream():
+            state.reset()
+
+    def restore_decoder(self, state: DecoderState, saved: dict[str, Any]) -> None:
+        """Goes on where `state.save()` was called, in this or another state of this VAE.
+
+        Raises InputError for a state of another VAE.
+        """
+        with self._on_stream():
+            state.restore(saved, self._mean.device)
+
+    def decoder_bytes(self, latent_size: tuple[int, int], frames_per_call: int = 1) -> int:
+        """Memory of a stream's state, which is all that stays between calls, in bytes."""
+        plan = self.decoder.plan(frames_per_call, *latent_size)
+        values = sum(math.prod(use.shape) for use in plan)
+        return values * self._decoder_ops.dtype.itemsize
+
+    def decode(self, latents: torch.Tensor, state: DecoderState) -> Iterator[torch.Tensor]:
+        """Decodes the next latent frames of a stream, call after call, as they are asked for.
 
         Splitting a sequence over several calls changes nothing. Abandoning the iterator leaves
-        the stream after the last frame taken.
+        the stream after the last piece taken.
 
         Args:
             latents: [16, n, h, w], normalised.
-            state: of `open_decoder`, moved on by each frame; used by one stream only.
+            state: of `open_decoder`, moved on by each piece; used by one stream only.
 
         Returns:
-            An iterator over n pieces of video, each [3, 4, 8·h, 8·w] float32, not clamped to
-            [−1, 1]; the first piece of a fresh state is [3, 1, 8·h, 8·w].
+            An iterator over pieces of video, [3, 4·t, 8·h, 8·w] float32 for t latent frames, not
+            clamped to [−1, 1]; the first piece of a fresh state is [3, 1, 8·h, 8·w].
         """
+        self._enter(latents, state)
+        return (
+            self._decoder_ops.video(self._decode(part.to(self._mean), state))
+            for part in state.calls(latents)
+        )
+
+    def decode_pictures(
+        self, latents: torch.Tensor, state: DecoderState
+    ) -> Iterator[npt.NDArray[np.uint8]]:
+        """As `decode`, in pictures ready to show; see `to_uint8`.
+
+        On a GPU all calls are enqueued, each with its copy to the host behind it, before the first
+        piece is waited for.
+
+        Returns:
+            An iterator over pieces, each [4·t, 8·h, 8·w, 3] uint8 RGB, the caller's to keep.
+        """
+        self._enter(latents, state)
+
+        def call(part: torch.Tensor) -> torch.Tensor:
+            return self._decoder_ops.pictures(self._decode(part, state))
+
+        if self._queue is not None:
+            return self._queue.decode(latents, state, call)
+        return (call(part).numpy() for part in state.calls(latents))
+
+    def _enter(self, latents: torch.Tensor, state: DecoderState) -> None:
         size = _latent_size(latents)
         if state.latent_size not in (None, size):
             raise InputError(
                 f"latents: expected height and width {state.latent_size} as before, found {size}"
             )
-        state.latent_size = size
-        return (self._decode_frame(latents[:, i], state) for i in range(latents.shape[1]))
+        if state.latent_size is None:
+            with self._on_stream():
+                state.open(size, self._mean.device)
+
+    def _on_stream(self) -> AbstractContextManager[None]:
+        """Where memory of decoders is made and changed: torch reuses it in the stream's order."""
+        return nullcontext() if self._queue is None else torch.cuda.stream(self._queue.stream)
 
     @torch.no_grad()
-    def _decode_frame(self, latent: torch.Tensor, state: CausalState) -> torch.Tensor:
-        """latent [16, h, w] → video [3, 1 or 4, 8·h, 8·w]."""
-        normalised = latent.to(self._mean)[None, :, None]  # [1, 16, 1, h, w]
-        hidden = self.from_latent(normalised * self._std + self._mean)
-        video: torch.Tensor = self.decoder(hidden, state)
-        return video.squeeze(0).float()
+    def _decode(self, latents: torch.Tensor, state: DecoderState) -> Pending:
+        """latents [16, t, h, w] on the device → what the last convolution leaves."""
+        frames = (latents * self._std[0] + self._mean[0]).permute(1, 2, 3, 0)  # [t, h, w, 16]
+        hidden = self._ops.linear(self.from_latent, frames.contiguous())
+        pending: Pending = self.decoder(hidden, state)
+        return pending
 
 
 def _latent_size(latents: torch.Tensor) -> tuple[int, int]:
@@ -242,17 +326,21 @@ def _channels_out(tensors: PthTensors, name: str) -> int:
 class StreamingDecoder:
     """Decodes block after block with all caches kept: exact, no seams, nothing twice."""
 
-    def __init__(self, vae: WanVAE) -> None:
+    def __init__(self, vae: WanVAE, frames_per_call: int = 1) -> None:
         self._vae = vae
-        self._state = vae.open_decoder()
+        self.state = vae.open_decoder(frames_per_call)
 
     def decode_block(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
-        """latents [16, n, h, w] → n pieces [3, 4, H, W] (the very first: 1 frame), as decoded."""
-        return self._vae.decode(latents, self._state)
+        """latents [16, n, h, w] → pieces [3, 4·t, H, W] (the very first: 1 frame), as decoded."""
+        return self._vae.decode(latents, self.state)
+
+    def decode_pictures(self, latents: torch.Tensor) -> Iterator[npt.NDArray[np.uint8]]:
+        """latents [16, n, h, w] → pieces [4·t, H, W, 3] uint8 (the very first: 1 frame)."""
+        return self._vae.decode_pictures(latents, self.state)
 
     def reset(self) -> None:
         """The next block is the first of a new video."""
-        self._state.reset()
+        self._vae.reset_decoder(self.state)
 
 
 class WindowedDecoder:
@@ -264,10 +352,21 @@ class WindowedDecoder:
 
     def __init__(self, vae: WanVAE) -> None:
         self._vae = vae
+        self._state = vae.open_decoder()
         self._context: torch.Tensor | None = None  # [16, ≤ CONTEXT, h, w]
 
     def decode_block(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         """latents [16, n, h, w] → n pieces [3, 4, H, W] (the very first: 1 frame), as decoded."""
+        window, known = self._window(latents)
+        return islice(self._vae.decode(window, self._state), known, None)
+
+    def decode_pictures(self, latents: torch.Tensor) -> Iterator[npt.NDArray[np.uint8]]:
+        """latents [16, n, h, w] → n pieces [4, H, W, 3] uint8 (the very first: 1 frame)."""
+        window, known = self._window(latents)
+        return islice(self._vae.decode_pictures(window, self._state), known, None)
+
+    def _window(self, latents: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """The latents with those before them, and how many those are."""
         size = _latent_size(latents)
         context = latents[:, :0] if self._context is None else self._context
         if context.shape[2:] != size:
@@ -275,11 +374,11 @@ class WindowedDecoder:
                 f"latents: expected height and width {tuple(context.shape[2:])} as before, "
                 f"found {size}"
             )
+        self._vae.reset_decoder(self._state)
         window = torch.cat([context, latents], dim=1)
-        pieces = self._vae.decode(window, self._vae.open_decoder())
         # Cloned: a view would keep the whole window alive.
         self._context = window[:, -self.CONTEXT :].clone()
-        return (piece for i, piece in enumerate(pieces) if i >= context.shape[1])
+        return window, context.shape[1]
 
     def reset(self) -> None:
         """The next block is the first of a new video."""

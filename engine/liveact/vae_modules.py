@@ -1,42 +1,24 @@
 """The layers of the Wan 2.1 video autoencoder, each causal in time.
 
-Reading order: `CausalState` and `CausalConv3d` (how a convolution remembers), the blocks, then
-`Encoder` and `Decoder`. Nothing here counts calls: a convolution finds its own past in the state
-under itself, and a block knows the first frame of a video by there being no past yet.
+Reading order: `CausalConv3d`, `CausalState` in vae_state.py (how it remembers), the blocks, then
+`Encoder` and `Decoder`. A block takes what the convolution before it left (`Pending`), and leaves
+one itself.
 
-Tensors are [1, C, t, H, W], t being the few frames of one call.
+Frames are [t, H, W, C], t being the few frames of one call.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
+from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-
-class CausalState:
-    """What one stream remembers: the last input frames of every causal convolution.
-
-    Attributes:
-        past: convolution → its last `past_frames` input frames, [1, C, past_frames, H, W].
-        latent_size: (h, w) of the latents decoded so far; None before the first.
-    """
-
-    def __init__(self) -> None:
-        self.past: dict[CausalConv3d, torch.Tensor] = {}
-        self.latent_size: tuple[int, int] | None = None
-
-    def reset(self) -> None:
-        """Forgets everything: the next frame is the first of a new video."""
-        self.past.clear()
-        self.latent_size = None
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory held, in bytes; the same from the first frame of a video on."""
-        return sum(frames.nbytes for frames in self.past.values())
+from liveact.vae_ops import Pending
+from liveact.vae_state import CausalState, EncoderState, Use
 
 
 class CausalConv3d(nn.Module):
@@ -52,57 +34,43 @@ class CausalConv3d(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels_out, channels_in, *kernel))
         self.bias = nn.Parameter(torch.empty(channels_out))
-        self.stride = (stride, 1, 1)
-        self.padding = (0, kernel[1] // 2, kernel[2] // 2)
+        self.stride = stride  # in time
         self.past_frames = kernel[0] - stride
-        self._folded: torch.Tensor | None = None  # [C', 3·C, 3, 3], weights being immutable
 
-    def start(self, x: torch.Tensor, state: CausalState) -> None:
-        """Makes the last frames of `x`, zeros where it is too short, the past of the next call."""
-        missing = max(0, self.past_frames - x.shape[2])
-        x = x[:, :, x.shape[2] + missing - self.past_frames :]
-        state.past[self] = F.pad(x, (0, 0, 0, 0, missing, 0)).clone()
-
-    def forward(self, x: torch.Tensor, state: CausalState) -> torch.Tensor:
-        """x [1, C, t, H, W] → [1, C', t / stride, H, W]; the state moves t frames on."""
-        if self not in state.past:
-            self.start(x[:, :, :0], state)
-        x = torch.cat([state.past[self], x], dim=2)  # [1, C, past + t, H, W]
-        # Cloned: a view would keep all t frames alive between calls.
-        state.past[self] = x[:, :, x.shape[2] - self.past_frames :].clone()
-        if x.device.type == "cpu" and self.weight.shape[2:] == (3, 3, 3):
-            return self._as_2d(x)
-        return F.conv3d(x, self.weight, self.bias, self.stride, self.padding)
-
-    def _as_2d(self, x: torch.Tensor) -> torch.Tensor:
-        """The same as one 2D convolution with three frames side by side in the channels.
-
-        NOTE: on the CPU torch runs a small conv3d at 3 to 17 GFLOP/s, the 2D one at 25 to 90
-        (8 or 16 channels); from about 100 channels on they are alike.
-        """
-        if self._folded is None:
-            out, channels = self.weight.shape[:2]
-            self._folded = self.weight.transpose(1, 2).reshape(out, 3 * channels, 3, 3)
-        t = x.shape[2] - self.past_frames
-        frames = _as_frames(x)  # [past + t, C, H, W]
-        wide = torch.cat([frames[i : i + t] for i in range(3)], dim=1)  # [t, 3·C, H, W]
-        return _as_video(F.conv2d(wide, self._folded, self.bias, padding=self.padding[1:]))
+    def side_by_side(self, window: torch.Tensor) -> torch.Tensor:
+        """The frames each output frame sees, in its channels: [past + t, H, W, C] →
+        [t / stride, H, W, kernel · C]."""
+        kernel = self.weight.shape[2]
+        last = len(window) - kernel + 1
+        return torch.cat([window[i : last + i : self.stride] for i in range(kernel)], dim=3)
 
 
 class RMSNorm(nn.Module):
-    """Each position scaled to a root mean square of 1 over its channels, times gamma."""
+    """The gain of a norm, see `TorchOps.norm`."""
 
     def __init__(self, channels: int, spatial_dims: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.empty(channels, *(1,) * spatial_dims))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [n, C, …] → same shape."""
-        norm = x.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)  # [n, 1, …]
-        return x * (math.sqrt(x.shape[1]) / norm) * self.gamma
+    @property
+    def gain(self) -> torch.Tensor:
+        """[C]."""
+        return self.gamma.flatten()
 
 
-class ResidualBlock(nn.Module):
+class Block(nn.Module):
+    """A layer that takes and leaves a `Pending`."""
+
+    def forward(self, x: Pending, state: CausalState) -> Pending:
+        """See each block."""
+        raise NotImplementedError
+
+    def plan(self, t: int, height: int, width: int) -> Iterator[Use]:
+        """Its causal convolutions for t input frames of this size."""
+        yield from ()
+
+
+class ResidualBlock(Block):
     """Two times norm → SiLU → causal 3×3×3 convolution, added to the (projected) input."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -112,20 +80,22 @@ class ResidualBlock(nn.Module):
         self.norm2 = RMSNorm(channels_out, 3)
         self.conv2 = CausalConv3d(channels_out, channels_out, (3, 3, 3))
         self.shortcut = (
-            nn.Conv3d(channels_in, channels_out, 1)
-            if channels_in != channels_out
-            else nn.Identity()
+            nn.Conv3d(channels_in, channels_out, 1) if channels_in != channels_out else None
         )
 
-    def forward(self, x: torch.Tensor, state: CausalState) -> torch.Tensor:
-        """x [1, C, t, H, W] → [1, C', t, H, W]."""
-        hidden = self.conv1(F.silu(self.norm1(x)), state)
-        hidden = self.conv2(F.silu(self.norm2(hidden)), state)
-        out: torch.Tensor = self.shortcut(x) + hidden
-        return out
+    def forward(self, x: Pending, state: CausalState) -> Pending:
+        """[t, H, W, C] → [t, H, W, C']."""
+        hidden, skip = state.convolve(self.conv1, x, self.norm1.gain, keep=True)
+        assert skip is not None
+        hidden, _ = state.convolve(self.conv2, hidden, self.norm2.gain)
+        return hidden.plus(skip if self.shortcut is None else state.ops.linear(self.shortcut, skip))
+
+    def plan(self, t: int, height: int, width: int) -> Iterator[Use]:
+        yield Use(self.conv1, t, height, width)
+        yield Use(self.conv2, t, height, width)
 
 
-class FrameAttention(nn.Module):
+class FrameAttention(Block):
     """Self-attention with one head among the positions of each frame; frames do not mix."""
 
     def __init__(self, channels: int) -> None:
@@ -134,17 +104,18 @@ class FrameAttention(nn.Module):
         self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: torch.Tensor, state: CausalState) -> torch.Tensor:
-        """x [1, C, t, H, W] → same shape; needs nothing of the state."""
-        frames = _as_frames(x)  # [t, C, H, W]
-        qkv = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2)  # [t, H·W, 3·C]
-        q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)  # [t, 1, H·W, C] each
-        mixed = F.scaled_dot_product_attention(q, k, v).squeeze(1)  # [t, H·W, C]
-        mixed = self.proj(mixed.transpose(1, 2).reshape(frames.shape))
-        return x + _as_video(mixed)
+    def forward(self, x: Pending, state: CausalState) -> Pending:
+        """[t, H, W, C] → same shape."""
+        ops = state.ops
+        frames = ops.settle(x, keep=True)
+        assert frames is not None
+        qkv = ops.linear(self.to_qkv, ops.norm(frames, self.norm.gain))
+        q, k, v = qkv.flatten(1, 2).unsqueeze(1).chunk(3, dim=-1)  # [t, 1, H·W, C] each
+        mixed = F.scaled_dot_product_attention(q, k, v).view(frames.shape)
+        return ops.project(self.proj, mixed).plus(frames)
 
 
-class Downsample(nn.Module):
+class Downsample(Block):
     """Halves height and width; with a temporal convolution, the frames after the first as well."""
 
     def __init__(self, channels: int, temporal: bool) -> None:
@@ -152,20 +123,24 @@ class Downsample(nn.Module):
         self.resize = nn.Conv2d(channels, channels, 3, stride=2)
         self.time_conv = CausalConv3d(channels, channels, (3, 1, 1), stride=2) if temporal else None
 
-    def forward(self, x: torch.Tensor, state: CausalState) -> torch.Tensor:
-        """x [1, C, t, H, W] → [1, C, t', H/2, W/2]; t' = 1 in the first call, else t or t/2."""
-        frames = F.pad(_as_frames(x), (0, 1, 0, 1))  # right and bottom only
-        x = _as_video(self.resize(frames))
+    def forward(self, x: Pending, state: CausalState) -> Pending:
+        """[t, H, W, C] → [t', H/2, W/2, C]; t' = 1 in the first call, else t or t/2."""
+        frames = state.ops.settle(x, keep=True)
+        assert frames is not None
+        halved = state.ops.downsample(self.resize, frames)
         if self.time_conv is None:
-            return x
-        if self.time_conv not in state.past:  # the first frame of a video passes as it is
-            self.time_conv.start(x, state)
-            return x
-        halved: torch.Tensor = self.time_conv(x, state)
+            return halved
+        if state.started:
+            return state.convolve(self.time_conv, halved)[0]
+        state.start(self.time_conv, halved.value)  # the first frame of a video passes as it is
         return halved
 
+    def plan(self, t: int, height: int, width: int) -> Iterator[Use]:
+        if self.time_conv is not None:
+            yield Use(self.time_conv, t, height // 2, width // 2)
 
-class Upsample(nn.Module):
+
+class Upsample(Block):
     """Doubles height and width and halves the channels; with a temporal convolution, doubles the
     frames after the first as well."""
 
@@ -174,34 +149,20 @@ class Upsample(nn.Module):
         self.resize = nn.Conv2d(channels, channels // 2, 3, padding=1)
         self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if temporal else None
 
-    def forward(self, x: torch.Tensor, state: CausalState) -> torch.Tensor:
-        """x [1, C, t, H, W] → [1, C/2, t', 2H, 2W]; t' = 1 in the first call, else t or 2t."""
+    def forward(self, x: Pending, state: CausalState) -> Pending:
+        """[t, H, W, C] → [t', 2H, 2W, C/2]; t' = 1 in the first call, else t or 2t."""
+        # NOTE: the first frame is not doubled, and the temporal convolution never sees it: its past
+        # starts as zeros at the second frame.
+        if self.time_conv is not None and state.started:
+            doubled, _ = state.convolve(self.time_conv, x)
+            x = Pending(doubled.value, doubled.bias, order="frames")
+        frames = state.ops.settle(x, keep=True)
+        assert frames is not None
+        return state.ops.upsample(self.resize, frames)
+
+    def plan(self, t: int, height: int, width: int) -> Iterator[Use]:
         if self.time_conv is not None:
-            if self.time_conv in state.past:
-                x = self._double_frames(self.time_conv(x, state))
-            else:
-                # NOTE: the first frame is not doubled, and the temporal convolution never sees
-                # it: its past starts as zeros at the second frame.
-                self.time_conv.start(x[:, :, :0], state)
-        frames = F.interpolate(_as_frames(x), scale_factor=2.0, mode="nearest-exact")
-        return _as_video(self.resize(frames))
-
-    @staticmethod
-    def _double_frames(x: torch.Tensor) -> torch.Tensor:
-        """[1, 2·C, t, H, W], both halves of the channels a frame → [1, C, 2·t, H, W]."""
-        _, channels, t, height, width = x.shape
-        pairs = x.view(1, 2, channels // 2, t, height, width).permute(0, 2, 3, 1, 4, 5)
-        return pairs.reshape(1, channels // 2, 2 * t, height, width)
-
-
-def _as_frames(x: torch.Tensor) -> torch.Tensor:
-    """[1, C, t, H, W] → [t, C, H, W]."""
-    return x.squeeze(0).transpose(0, 1)
-
-
-def _as_video(frames: torch.Tensor) -> torch.Tensor:
-    """[t, C, H, W] → [1, C, t, H, W]."""
-    return frames.transpose(0, 1).unsqueeze(0)
+            yield Use(self.time_conv, t, height, width)
 
 
 class Encoder(nn.Module):
@@ -216,13 +177,44 @@ class Encoder(nn.Module):
         self.norm_out = RMSNorm(inner, 3)
         self.conv_out = CausalConv3d(inner, channels_out, (3, 3, 3))
 
-    def forward(self, x: torch.Tensor, state: CausalState) -> torch.Tensor:
-        """x [1, 3, t, H, W], t = 1 in the first call, then 4 → [1, 2·16, 1, H/8, W/8]."""
-        x = self.conv_in(x, state)
-        for block in [*self.downsamples, *self.middle]:
-            x = block(x, state)
-        out: torch.Tensor = self.conv_out(F.silu(self.norm_out(x)), state)
-        return out
+    def forward(self, frames: torch.Tensor, state: EncoderState) -> torch.Tensor:
+        """frames [t, H, W, 3], t = 1 in the first call, then 4 → [1, H/8, W/8, 2·16]."""
+        x = Pending(frames)
+        for index, stage in enumerate(self._stages()):
+            x = state.once(index, x, partial(self._run, stage, state))
+        state.started = True
+        return x.value
+
+    def _stages(self) -> list[list[nn.Module]]:
+        """The layers in order, cut after each `Downsample`."""
+        stages: list[list[nn.Module]] = [[self.conv_in]]
+        for block in _blocks(self.downsamples):
+            stages[-1].append(block)
+            if isinstance(block, Downsample):
+                stages.append([])
+        stages[-1] += [*self.middle, self.conv_out]
+        return stages
+
+    def _run(self, stage: list[nn.Module], state: EncoderState, x: Pending) -> Pending:
+        for block in stage:
+            if isinstance(block, CausalConv3d):
+                gamma = self.norm_out.gain if block is self.conv_out else None
+                x, _ = state.convolve(block, x, gamma)
+            else:
+                x = block(x, state)
+        return x
+
+    def plan(self, t: int, height: int, width: int) -> list[Use]:
+        """The causal convolutions for t input frames of this size."""
+        uses = [Use(self.conv_in, t, height, width)]
+        for block in _blocks(self.downsamples):
+            uses += block.plan(t, height, width)
+            if isinstance(block, Downsample):
+                height, width = height // 2, width // 2
+                t = t if block.time_conv is None else t // 2
+        for block in _blocks(self.middle):
+            uses += block.plan(t, height, width)
+        return [*uses, Use(self.conv_out, t, height, width)]
 
 
 class Decoder(nn.Module):
@@ -237,18 +229,34 @@ class Decoder(nn.Module):
         self.norm_out = RMSNorm(outer, 3)
         self.conv_out = CausalConv3d(outer, channels_out, (3, 3, 3))
 
-    def forward(self, x: torch.Tensor, state: CausalState) -> torch.Tensor:
-        """x [1, 16, 1, h, w] → [1, 3, 1 in the first call, then 4, 8·h, 8·w]."""
-        x = self.conv_in(x, state)
-        for block in [*self.middle, *self.upsamples]:
+    def forward(self, frames: torch.Tensor, state: CausalState) -> Pending:
+        """frames [t, h, w, 16], t = 1 in the first call → [1 in the first call, then 4·t, 8·h, 8·w,
+        3], as the last convolution leaves it."""
+        x, _ = state.convolve(self.conv_in, Pending(frames))
+        for block in _blocks(self.middle, self.upsamples):
             x = block(x, state)
-        out: torch.Tensor = self.conv_out(F.silu(self.norm_out(x)), state)
-        return out
+        x, _ = state.convolve(self.conv_out, x, self.norm_out.gain)
+        state.started = True
+        return x
+
+    def plan(self, t: int, height: int, width: int) -> list[Use]:
+        """The causal convolutions for t latent frames of this size."""
+        uses = [Use(self.conv_in, t, height, width)]
+        for block in _blocks(self.middle, self.upsamples):
+            uses += block.plan(t, height, width)
+            if isinstance(block, Upsample):
+                height, width = 2 * height, 2 * width
+                t = t if block.time_conv is None else 2 * t
+        return [*uses, Use(self.conv_out, t, height, width)]
 
 
 def _middle(width: int) -> nn.ModuleList:
     blocks = [ResidualBlock(width, width), FrameAttention(width), ResidualBlock(width, width)]
     return nn.ModuleList(blocks)
+
+
+def _blocks(*lists: nn.ModuleList) -> list[Block]:
+    return [cast(Block, block) for blocks in lists for block in blocks]
 
 
 def _width_after(width: int, levels: nn.ModuleList) -> int:

@@ -24,7 +24,7 @@ from liveact.dit import DitStream
 from liveact.errors import LiveActError, SessionError
 from liveact.queues import BoundedQueue, ClosedError
 from liveact.trace import Timeline
-from liveact.vae import StreamingDecoder, WindowedDecoder, to_uint8
+from liveact.vae import StreamingDecoder, WindowedDecoder
 
 LATENT_QUEUE_BLOCKS = 1  # denoised and not yet being decoded
 CHUNK_QUEUE_LENGTH = 16  # decoded and not yet taken: two blocks of 8 latent frames
@@ -281,21 +281,20 @@ class Workers:
     def _decode_block(self, latent: _Latent) -> None:
         """Decodes one block, chunk by chunk. What was interrupted is decoded too, since the
         decoder's caches go on from there, but not delivered."""
-        num_frames = latent.value.shape[1]
         start = 0 if latent.block == 0 else FIRST_BLOCK_FRAMES + BLOCK_FRAMES * (latent.block - 1)
-        pieces = self._decoder.decode_block(latent.value)
+        end = FIRST_BLOCK_FRAMES + BLOCK_FRAMES * latent.block
+        pieces = self._decoder.decode_pictures(latent.value)
         block_decode_ms = overlap_ms = 0.0
-        for i in range(num_frames):
+        while start < end:
             with self._timeline.span("decode", latent.block, "decode worker") as span:
-                frames = to_uint8(next(pieces))
+                frames = next(pieces)
             block_decode_ms += span.duration_ms
             overlap_ms += self._timeline.overlap_ms(span, "denoise")
             timings = {"decode_ms": span.duration_ms}
-            last = i == num_frames - 1
-            if last:
+            stop = start + len(frames)
+            if stop == end:
                 timings |= latent.timings
                 timings |= {"block_decode_ms": block_decode_ms, "overlap_ms": overlap_ms}
-            stop = start + len(frames)
             if (pcm := self._pcm(latent, start, stop)) is not None:
                 chunk = Chunk(
                     frames=frames,
@@ -303,7 +302,7 @@ class Workers:
                     sample_rate_hz=latent.utterance.audio.sample_rate_hz,
                     pts=float(start / self._fps),
                     block=latent.block,
-                    last_of_block=last,
+                    last_of_block=stop == end,
                     timings=timings,
                 )
                 self._state.chunks.put((latent.utterance, chunk))

@@ -1,0 +1,93 @@
+"""How a GPU is kept busy with decoding: one queue for all streams of a VAE, CUDA graphs, and copies
+to the host that nobody waits for until the pictures are wanted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from liveact.vae_state import DecoderState
+
+Call = Callable[[torch.Tensor], torch.Tensor]  # latents [16, t, h, w] → uint8 [4·t, 8·h, 8·w, 3]
+
+
+class RecordedCall:
+    """A decode call of t latent frames of one stream, with its input where the graph reads it.
+
+    The first time it runs op by op, so that cuDNN chooses its algorithms and loads its kernels; the
+    second time it is recorded; from then on it is one launch.
+    """
+
+    def __init__(self, call: Call, latents: torch.Tensor) -> None:
+        self._call = call
+        self._latents = latents
+        self._pictures: torch.Tensor | None = None
+        self._replay: Callable[[], None] | None = None
+        self._warm = False
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """Enqueues the call on the current stream; the result is overwritten by the next."""
+        self._latents.copy_(latents, non_blocking=True)
+        if not self._warm:
+            self._warm = True
+            return self._call(self._latents)
+        if self._replay is None:
+            self._pictures, self._replay = self.record(self._call, self._latents)
+        self._replay()
+        assert self._pictures is not None
+        return self._pictures
+
+    @staticmethod
+    def record(call: Call, latents: torch.Tensor) -> tuple[torch.Tensor, Callable[[], None]]:
+        """(where the pictures will be, what makes them)."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads (the denoise worker) may go on allocating. Graphs keep what they work in:
+        # torch frees a pool with its graph.
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            pictures = call(latents)
+        finally:
+            graph.capture_end()
+        return pictures, graph.replay
+
+
+class DecodeQueue:
+    """The CUDA stream of one VAE. Its priority is the lowest: the denoise of the next block, which
+    has a stream of its own, goes first."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device, priority=0)
+        self._lock = threading.Lock()
+
+    def decode(
+        self, latents: torch.Tensor, state: DecoderState, call: Call
+    ) -> Iterator[npt.NDArray[np.uint8]]:
+        """Enqueues all calls of `latents` and their copies to the host, then waits for one after
+        the other."""
+        staged = []
+        with self._lock, torch.cuda.stream(self.stream):
+            for part in state.calls(latents):
+                staged.append(self._to_host(self._enqueue(part, state, call)))
+        for host, event in staged:
+            event.synchronize()
+            yield host.numpy().copy()  # the pinned memory goes back to torch's pool
+
+    def _enqueue(self, part: torch.Tensor, state: DecoderState, call: Call) -> torch.Tensor:
+        if not state.started:  # once per video, and not like the others
+            return call(part.to(self.stream.device))
+        frames = part.shape[1]
+        if frames not in state.recorded:
+            buffer = torch.empty(part.shape, device=self.stream.device)
+            state.recorded[frames] = RecordedCall(call, buffer)
+        return state.recorded[frames](part)
+
+    def _to_host(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
+        host = torch.empty(pictures.shape, dtype=torch.uint8, pin_memory=True)
+        host.copy_(pictures, non_blocking=True)
+        event = torch.cuda.Event(blocking=True)
+        event.record(self.stream)
+        return host, event
