@@ -146,6 +146,48 @@ CASES = [
 ]
 
 
+def _epilogue_cases() -> list[KernelCase]:
+    def case(
+        group: Group, cols: int, size: tuple[int, int, int], variant: str, values: Values = "random"
+    ) -> KernelCase:
+        sizes = {"n": size[0], "h": size[1], "w": size[2], "cols": cols}
+        return KernelCase("conv_epilogue", group, sizes, values, {"variant": variant})
+
+    corners: tuple[Values, ...] = ("equal", "zero", "tiny", "huge", "outlier")
+    return [
+        *(case("correctness", 32, (2, 3, 5), name) for name in ("norm", "skip", "norm_keep")),
+        *(case("correctness", cols, (1, 9, 8), "skip_norm_keep") for cols in (8, 16, 32, 384)),
+        case("correctness", 8, (4, 16, 17), "skip_norm"),
+        case("correctness", 96, (1, 5, 4), "skip_norm"),
+        case("correctness", 32, (4, 3, 5), "frames"),
+        case("correctness", 384, (2, 1, 3), "frames"),
+        case("correctness", 16, (2, 6, 10), "phases_norm_keep"),
+        case("correctness", 192, (1, 2, 4), "phases_norm_keep"),
+        case("corner", 8, (1, 2, 2), "phases_norm_keep"),
+        case("corner", 32, (2, 1, 1), "frames"),
+        *(case("corner", 32, (1, 1, 3), "skip_norm_keep", values) for values in corners),
+        # 32 video frames of 512×512, one latent frame at a time
+        case("performance", 384, (2, 128, 128), "skip_norm_keep"),
+        case("performance", 192, (4, 256, 256), "skip_norm_keep"),
+        case("performance", 96, (4, 512, 512), "norm"),
+        case("performance", 96, (4, 512, 512), "skip_norm_keep"),
+        case("performance", 96, (4, 512, 512), "phases_norm_keep"),
+    ]
+
+
+# The kernels of the VAE decoder (triton_kernels/conv_epilogue.py, to_pictures.py).
+VAE_CASES = [
+    *_epilogue_cases(),
+    KernelCase("to_pictures", "correctness", {"n": 2, "h": 5, "w": 31}),
+    KernelCase("to_pictures", "corner", {"n": 1, "h": 1, "w": 1}, "huge"),
+    KernelCase("to_pictures", "performance", {"n": 4, "h": 512, "w": 512}),
+]
+
+
 def cases(op: str, *groups: Group) -> list[KernelCase]:
     """The cases of an op, of these groups or of all."""
-    return [case for case in CASES if case.op == op and (not groups or case.group in groups)]
+    return [
+        case
+        for case in (*CASES, *VAE_CASES)
+        if case.op == op and (not groups or case.group in groups)
+    ]

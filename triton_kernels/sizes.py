@@ -24,3 +24,5 @@ HEAD_DIM = 128
 PAIRS = HEAD_DIM // 2  # of a head; each rotates by one axis
 PAIRS_ROW = PAIRS_COL = PAIRS // 3
 PAIRS_FRAME = PAIRS - PAIRS_ROW - PAIRS_COL
+
+VAE_WIDTHS = (96, 8)  # base width of the released autoencoder and of the small one

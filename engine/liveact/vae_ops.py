@@ -34,7 +34,7 @@ class Pending:
 
     Attributes:
         value: as the convolution wrote it; see `order`.
-        bias: [C] fp32, or None where it is in `value` already.
+        bias: [C] ([2·C] in the order `frames`) fp32, or None where it is in `value` already.
         skip: [t, H, W, C], the other branch of a residual block, or None.
         order: where a pixel of [t, H, W, C] lies in `value`.
             `plain`: `value` is [t, H, W, C].
