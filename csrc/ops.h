@@ -218,6 +218,13 @@ class Ops {
   // Returns whether every value of x [size] is finite. Waits for the ops before it.
   virtual bool all_finite(const float* x, int64_t size) = 0;
 
+  // Planning: from `begin_plan` to `end_plan` ops check their arguments and note their shapes, and
+  // nothing runs; `end_plan` then chooses what is to be chosen for these shapes, by trial where
+  // that is the way, which overwrites what the noted ops write. Nothing happens and false comes
+  // back where there is nothing to choose.
+  virtual bool begin_plan() = 0;
+  virtual void end_plan() = 0;
+
   // Repeating the same ops on the same buffers: `replay(key)` runs what was recorded under `key`
   // and returns true, or returns false; then the ops between `begin_record` and `end_record` run
   // and, where the backend can (CUDA graphs), are kept under that key. `forget` drops all.

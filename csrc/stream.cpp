@@ -117,6 +117,7 @@ Stream::Stream(Device& device, const ModelConfig& config, const Precision& preci
   if (model_ == nullptr) return;
   ops_ = device_.open_ops(limits);
   upload_rope();
+  plan();
   if (guided()) {
     const std::vector<float> silence(audio_rows * c.audio_dim, 0.0f);
     project_audio(silence.data(), 4 + 4, 0, 1, null_);
@@ -336,6 +337,22 @@ void Stream::denoise(const float* noise, const float* renoise, const float* audi
   LIVEACT_CHECK(!failed_, "denoise: expected a working stream, got one that failed before");
   failed_ = true;  // until the block is complete
   const Range block_range("block", block_);
+  run_block(noise, renoise, audio, latent, velocities);
+  failed_ = false;
+}
+
+// The ops of the first block and of a later one: what they are on this device is decided here.
+void Stream::plan() {
+  static const RangeName name("plan");
+  const Range range(name);
+  if (!ops_->begin_plan()) return;
+  for (int block = 0; block < 2; ++block) run_block(nullptr, nullptr, nullptr, nullptr, nullptr);
+  ops_->end_plan();
+  block_ = 0;
+}
+
+void Stream::run_block(const float* noise, const float* renoise, const float* audio, float* latent,
+                       float* velocities) {
   const ModelConfig& c = config_;
   const int64_t n = frames_of_next_block();
   const int64_t size = c.out_dim * n * options_.latent_height * options_.latent_width;
@@ -377,7 +394,6 @@ void Stream::denoise(const float* noise, const float* renoise, const float* audi
     timings_.step_ms[step] = ops_->marked_ms(kConditioned + step, kStepDone + step);
   }
   ++block_;
-  failed_ = false;
 }
 
 void Stream::export_context(int step, int64_t layer, float* k, float* v) {

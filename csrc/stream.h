@@ -101,6 +101,9 @@ class Stream {
   void project_audio(const float* features, int64_t feature_rows, int64_t first_row, int64_t frames,
                      Pass& pass);
 
+  void plan();
+  void run_block(const float* noise, const float* renoise, const float* audio, float* latent,
+                 float* velocities);
   void evaluate(Pass& pass, int step, int key, bool with_audio);
   void velocity(Pass& pass, int step, bool with_audio);
   void self_attention_layer(const Layer& layer, const LayerPrecision& p, Pass& pass, int step,

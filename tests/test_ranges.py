@@ -91,7 +91,7 @@ def test_names_and_nesting(tmp_path: Path, compiled_kernels: Path, profiler: Pat
     assert result["other_domains"] == []
     ranges = tree(result["ranges"])
     names, children = ranges[::2], ranges[1::2]
-    assert names == ["set_image", "set_prompt", "block 0", "block 1", "block 2", "block 3"]
+    assert names == ["plan", "set_image", "set_prompt", "block 0", "block 1", "block 2", "block 3"]
 
     def layers(audio: bool) -> list[Any]:
         layer = LAYER if audio else [*LAYER[:4], *LAYER[6:]]
@@ -101,8 +101,9 @@ def test_names_and_nesting(tmp_path: Path, compiled_kernels: Path, profiler: Pat
     for step in range(3):
         eager += [f"step {step}", layers(audio=step > 0)]
     # The ops of block 2 are captured under the same names; block 3 only launches the graphs.
-    assert children[2] == children[3] == children[4] == eager
-    assert children[5] == ["conditioning", [], "step 0", [], "step 1", [], "step 2", []]
+    assert children[0] == 2 * eager  # a first and a later block
+    assert children[3] == children[4] == children[5] == eager
+    assert children[6] == ["conditioning", [], "step 0", [], "step 1", [], "step 2", []]
     # Every name but those of blocks, once: nothing is registered while blocks run.
     assert result["registered"] == len(
         set(re.findall(r"> (?!block)(.*)", "\n".join(result["ranges"])))

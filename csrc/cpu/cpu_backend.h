@@ -78,6 +78,8 @@ class CpuOps final : public Ops {
   void sampler_step(float* z, const float* v, const float* noise, float sigma, float next_sigma,
                     int64_t size) override;
   bool all_finite(const float* x, int64_t size) override;
+  bool begin_plan() override { return false; }
+  void end_plan() override {}
   bool replay(int) override { return false; }  // nothing is gained by recording here
   void begin_record(int) override {}
   void end_record() override {}

@@ -7,7 +7,8 @@
 #pragma once
 
 #include <map>
-#include <tuple>
+#include <memory>
+#include <mutex>
 #include <vector>
 
 #include "../ops.h"
@@ -102,31 +103,59 @@ struct GemmShape {
   auto operator<=>(const GemmShape&) const = default;
 };
 
-// Plans of one op queue: descriptors, layouts and the algorithm of every shape it has seen. Shapes
-// are planned when they first occur, which is while a stream warms up; after that nothing is
-// created. One thread at a time.
+// Device pointers of one product.
+struct GemmOperands {
+  const void* x;              // [m, k]
+  const float* x_scale;       // [m], f8 only
+  const void* weight;         // [n, k]
+  const float* weight_scale;  // [n], f8 only
+  const void* bias;           // [n] in the format of `out`, where the shape has one
+  void* out;                  // [m, n]
+};
+
+// The algorithm of every shape that was chosen on one device, for all its queues.
+struct GemmChoices {
+  std::mutex mutex;  // held while measuring: two at once would disturb each other
+  std::map<GemmShape, MatmulAlgo> algorithms;
+};
+
+// Plans of one op queue: descriptors, layouts and the algorithm of every shape it has seen. The
+// shapes of a block are noted and chosen when its stream opens. Others (a prompt's and an image's,
+// whose row counts are the user's) get cuBLASLt's first suggestion when they come. One thread at a
+// time, the context current.
 class GemmPlans {
  public:
-  GemmPlans(const CublasLt& lt, CublasLtHandle handle, void* workspace, int64_t workspace_bytes);
+  GemmPlans(const Driver& driver, const CublasLt& lt, CublasLtHandle handle, void* workspace,
+            int64_t workspace_bytes, GemmChoices& choices);
   ~GemmPlans();
   GemmPlans(const GemmPlans&) = delete;
   GemmPlans& operator=(const GemmPlans&) = delete;
 
-  // Pointers are device pointers; weight_scale [n] and x_scale [m] for f8 only, bias [n] in the
-  // format of `out` where the shape has one.
-  void run(const GemmShape& shape, const void* x, const float* x_scale, const void* weight,
-           const float* weight_scale, const void* bias, void* out, CUstream stream);
+  void note(const GemmShape& shape, const GemmOperands& operands) {
+    noted_.emplace(shape, operands);
+  }
+  // For every noted shape that this device has not met: times what cuBLASLt suggests and keeps the
+  // fastest. The operands are those noted: their x and out are overwritten.
+  void choose(CUstream stream);
 
-  int64_t planned() const { return static_cast<int64_t>(plans_.size()); }
+  void run(const GemmShape& shape, const GemmOperands& operands, CUstream stream);
 
  private:
   struct Plan;
-  Plan& plan(const GemmShape& shape);
+  std::unique_ptr<Plan> describe(const GemmShape& shape);
+  std::vector<MatmulAlgo> suggestions(const GemmShape& shape, const Plan& plan, int at_most);
+  MatmulAlgo fastest(const GemmShape& shape, Plan& plan, const GemmOperands& operands,
+                     CUstream stream);
+  cublasStatus multiply(const GemmShape& shape, Plan& plan, const MatmulAlgo& algorithm,
+                        const GemmOperands& operands, CUstream stream);
 
+  const Driver& driver_;
   const CublasLt& lt_;
   CublasLtHandle handle_;
   void* workspace_;
   int64_t workspace_bytes_;
+  GemmChoices& choices_;
+  std::map<GemmShape, GemmOperands> noted_;
   std::map<GemmShape, std::unique_ptr<Plan>> plans_;
 };
 

@@ -49,6 +49,7 @@ class CudaDevice final : public Device {
   const CublasLt& cublaslt() const { return cublaslt_; }
   const KernelTable& kernels() const { return *kernels_; }
   CUcontext context() const { return context_; }
+  GemmChoices& gemm_choices() { return gemm_choices_; }
 
  private:
   Driver driver_;
@@ -58,6 +59,7 @@ class CudaDevice final : public Device {
   CUstream upload_stream_ = nullptr;
   std::string name_;
   std::unique_ptr<KernelTable> kernels_;
+  GemmChoices gemm_choices_;
   std::map<void*, int64_t> sizes_;
   std::mutex mutex_;  // guards sizes_ and uploads
   std::atomic<int64_t> allocated_bytes_{0};

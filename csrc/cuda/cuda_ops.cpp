@@ -181,7 +181,7 @@ void CudaOps::sampler_step(float* z, const float* v, const float* noise, float s
 }
 
 bool CudaOps::all_finite(const float* x, int64_t size) {
-  int32_t finite = 0;
+  int32_t finite = 1;
   launch("all_finite", {x, flag_.data(), size});
   download(&finite, flag_.data(), sizeof(finite));
   return finite != 0;

@@ -48,6 +48,8 @@ class CudaOps final : public Ops {
   void sampler_step(float* z, const float* v, const float* noise, float sigma, float next_sigma,
                     int64_t size) override;
   bool all_finite(const float* x, int64_t size) override;
+  bool begin_plan() override;
+  void end_plan() override;
   bool replay(int key) override;
   void begin_record(int key) override;
   void end_record() override;
@@ -59,7 +61,7 @@ class CudaOps final : public Ops {
 
  private:
   void close();  // what the constructor made so far
-  // Launches `op.variant` on this queue.
+  // Launches `op.variant` on this queue, or only checks the launch while planning.
   void launch(const std::string& name, std::initializer_list<Argument> arguments) const;
 
   CudaDevice& device_;
@@ -74,6 +76,7 @@ class CudaOps final : public Ops {
   std::map<int, CUgraphExec> graphs_;
   std::array<CUevent, kTimeMarks> marks_ = {};
   int recording_ = -1;  // key, or -1
+  bool planning_ = false;
 };
 
 }  // namespace liveact::cuda

@@ -38,7 +38,8 @@ CudaOps::CudaOps(CudaDevice& device, const OpsLimits& limits)
     for (CUevent& event : marks_) LIVEACT_DRIVER(driver_, event_create(&event, 0));
     const CublasLt& lt = device_.cublaslt();
     lt.check(lt.create(&cublaslt_), "cublasLtCreate");
-    gemms_ = std::make_unique<GemmPlans>(lt, cublaslt_, workspace_.data(), kWorkspaceBytes);
+    gemms_ = std::make_unique<GemmPlans>(driver_, lt, cublaslt_, workspace_.data(), kWorkspaceBytes,
+                                         device_.gemm_choices());
   } catch (...) {
     close();
     throw;
@@ -67,8 +68,20 @@ void CudaOps::close() {
 }
 
 void CudaOps::launch(const std::string& name, std::initializer_list<Argument> arguments) const {
+  if (planning_) {
+    device_.kernels().check(name, arguments);
+    return;
+  }
   const ContextScope scope(driver_, device_.context());
   device_.kernels().launch(name, stream_, arguments);
+}
+
+bool CudaOps::begin_plan() { return planning_ = true; }
+
+void CudaOps::end_plan() {
+  planning_ = false;
+  const ContextScope scope(driver_, device_.context());
+  gemms_->choose(stream_);
 }
 
 // fp8: the gate rides in the scale of the weight, the residual in beta = 1. bf16 products have no
@@ -82,7 +95,7 @@ void CudaOps::linear(const Rows& x, const Weight& weight, const Epilogue& epilog
   const void* operand = x.data;
   if (x.row_stride() != x.cols) {  // rows that overlap, as the audio windows do
     const int64_t row_bytes = x.cols * size_bytes(x.dtype);
-    for (int64_t row = 0; row < x.rows; ++row) {
+    for (int64_t row = 0; row < (planning_ ? 0 : x.rows); ++row) {
       const auto* source =
           static_cast<const char*>(x.data) + row * x.row_stride() * size_bytes(x.dtype);
       driver_.check(
@@ -101,16 +114,25 @@ void CudaOps::linear(const Rows& x, const Weight& weight, const Epilogue& epilog
                         .bias = !gated && epilogue.bias != nullptr,
                         .accumulate = !gated && epilogue.accumulate};
   void* target = gated ? product_.data() : out.data;
-  gemms_->run(shape, operand, x.scale, weight.parts[0].data, epilogue.scale, epilogue.bias, target,
-              stream_);
+  const GemmOperands operands{.x = operand,
+                              .x_scale = x.scale,
+                              .weight = weight.parts[0].data,
+                              .weight_scale = epilogue.scale,
+                              .bias = epilogue.bias,
+                              .out = target};
+  if (planning_) {
+    gemms_->note(shape, operands);
+  } else {
+    gemms_->run(shape, operands, stream_);
+  }
   if (gated) {
-    device_.kernels().launch(
-        "apply_epilogue.bf16", stream_,
-        {product_.data(), epilogue.scale, epilogue.bias, out.data, x.rows, weight.n});
+    launch("apply_epilogue.bf16",
+           {product_.data(), epilogue.scale, epilogue.bias, out.data, x.rows, weight.n});
   }
 }
 
 bool CudaOps::replay(int key) {
+  if (planning_) return false;
   const auto found = graphs_.find(key);
   if (found == graphs_.end() || found->second == nullptr) return false;
   const ContextScope scope(driver_, device_.context());
@@ -121,6 +143,7 @@ bool CudaOps::replay(int key) {
 // The first time a key comes its ops run as they are: cuBLASLt loads its kernels then, which it may
 // not do while a stream is captured. The second time they are captured and launched as a graph.
 void CudaOps::begin_record(int key) {
+  if (planning_) return;
   if (graphs_.emplace(key, nullptr).second) return;
   const ContextScope scope(driver_, device_.context());
   LIVEACT_DRIVER(driver_, capture_begin(stream_, kCaptureThreadLocal));
@@ -152,11 +175,13 @@ void CudaOps::forget() {
 }
 
 void CudaOps::mark(int index) {
+  if (planning_) return;
   const ContextScope scope(driver_, device_.context());
   LIVEACT_DRIVER(driver_, event_record(marks_[index], stream_));
 }
 
 double CudaOps::marked_ms(int first, int second) {
+  if (planning_) return 0.0;
   const ContextScope scope(driver_, device_.context());
   float ms = 0.0f;
   LIVEACT_DRIVER(driver_, event_elapsed(&ms, marks_[first], marks_[second]));
@@ -164,6 +189,7 @@ double CudaOps::marked_ms(int first, int second) {
 }
 
 void CudaOps::upload(void* target, const void* host, int64_t bytes) {
+  if (planning_) return;
   const ContextScope scope(driver_, device_.context());
   driver_.check(driver_.copy_to_device(address(target), host, static_cast<size_t>(bytes), stream_),
                 "cuMemcpyHtoDAsync");
@@ -172,6 +198,7 @@ void CudaOps::upload(void* target, const void* host, int64_t bytes) {
 }
 
 void CudaOps::download(void* host, const void* source, int64_t bytes) {
+  if (planning_) return;
   const ContextScope scope(driver_, device_.context());
   driver_.check(driver_.copy_to_host(host, address(source), static_cast<size_t>(bytes), stream_),
                 "cuMemcpyDtoHAsync");

@@ -71,8 +71,7 @@ KernelTable::~KernelTable() {
   for (const auto& [name, loaded] : kernels_) driver_.module_unload(loaded.module);
 }
 
-void KernelTable::launch(const std::string& name, CUstream stream,
-                         std::initializer_list<Argument> arguments) const {
+KernelTable::Grid KernelTable::check(const std::string& name, Arguments arguments) const {
   const auto found = kernels_.find(name);
   LIVEACT_CHECK(found != kernels_.end(), "kernels: expected ", name,
                 " to have been compiled for this device, found none");
@@ -80,17 +79,10 @@ void KernelTable::launch(const std::string& name, CUstream stream,
   LIVEACT_CHECK(arguments.size() == image.parameters.size(), name, ": expected ",
                 image.parameters.size(), " arguments, got ", arguments.size());
   const Argument* argument = arguments.begin();
-  void* values[kMaxArguments];
-  size_t count = 0;
-  for (const KernelParameter& parameter : image.parameters) {
-    check_argument(name, parameter, argument[count]);
-    values[count] = const_cast<int32_t*>(&argument[count].i32);  // every member starts there
-    ++count;
+  for (size_t i = 0; i < image.parameters.size(); ++i) {
+    check_argument(name, image.parameters[i], argument[i]);
   }
-  CUdeviceptr null = 0;
-  for (int i = 0; i < image.hidden_pointers; ++i) values[count++] = &null;
-
-  unsigned grid[3];
+  Grid grid = {};
   for (int axis = 0; axis < 3; ++axis) {
     int64_t extent = 1;
     for (const GridFactor& factor : image.grid[axis]) {
@@ -98,16 +90,29 @@ void KernelTable::launch(const std::string& name, CUstream stream,
                     ? factor.divisor
                     : (argument[factor.parameter].i32 + factor.divisor - 1) / factor.divisor;
     }
-    if (extent == 0) return;  // nothing to do, which a launch would refuse
-    LIVEACT_CHECK(extent > 0 && extent <= (axis == 0 ? 0x7fffffff : 65535), name,
+    LIVEACT_CHECK(extent >= 0 && extent <= (axis == 0 ? 0x7fffffff : 65535), name,
                   ": expected a grid that a device can have, got ", extent, " along axis ", axis);
     grid[axis] = static_cast<unsigned>(extent);
   }
-  driver_.check(
-      driver_.launch_kernel(found->second.function, grid[0], grid[1], grid[2],
-                            static_cast<unsigned>(image.threads), 1, 1,
-                            static_cast<unsigned>(image.shared_bytes), stream, values, nullptr),
-      ("cuLaunchKernel of " + name).c_str());
+  return grid;
+}
+
+void KernelTable::launch(const std::string& name, CUstream stream, Arguments arguments) const {
+  const Grid grid = check(name, arguments);
+  if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0) return;  // which a launch would refuse
+  const Loaded& kernel = kernels_.at(name);
+  void* values[kMaxArguments];
+  size_t count = 0;
+  for (const Argument& argument : arguments) {
+    values[count++] = const_cast<int32_t*>(&argument.i32);  // every member starts there
+  }
+  CUdeviceptr null = 0;
+  for (int i = 0; i < kernel.image.hidden_pointers; ++i) values[count++] = &null;
+  driver_.check(driver_.launch_kernel(kernel.function, grid[0], grid[1], grid[2],
+                                      static_cast<unsigned>(kernel.image.threads), 1, 1,
+                                      static_cast<unsigned>(kernel.image.shared_bytes), stream,
+                                      values, nullptr),
+                ("cuLaunchKernel of " + name).c_str());
 }
 
 }  // namespace liveact::cuda

@@ -68,10 +68,15 @@ class KernelTable {
 
   bool has(const std::string& name) const { return kernels_.contains(name); }
 
-  // Throws Error for an unknown kernel, a wrong number or type of arguments, or a broken promise,
-  // which would otherwise be wrong results.
-  void launch(const std::string& name, CUstream stream,
-              std::initializer_list<Argument> arguments) const;
+  using Arguments = std::initializer_list<Argument>;
+  using Grid = std::array<unsigned, 3>;
+
+  // The grid of this launch; an extent of 0 means that there is nothing to do. Throws Error for an
+  // unknown kernel, a wrong number or type of arguments, or a broken promise, which would otherwise
+  // be wrong results.
+  Grid check(const std::string& name, Arguments arguments) const;
+  // Checks and launches.
+  void launch(const std::string& name, CUstream stream, Arguments arguments) const;
 
  private:
   struct Loaded {

@@ -70,6 +70,10 @@ class FakeCuda:
     def live_events(self) -> int:
         return int(self._library.fake_live_events())
 
+    def set_algorithms(self, ms: list[float]) -> None:
+        """What cuBLASLt suggests: algorithm i takes ms[(i + N // 16) % len(ms)] for N outputs."""
+        self._library.fake_algorithms((ctypes.c_double * len(ms))(*ms), len(ms))
+
     def set_hook(self, hook: Callable[..., None]) -> None:
         """Runs for every launch, also of a graph."""
         self._hook = HOOK(hook)

@@ -6,6 +6,7 @@
 // call fail once. Modules are named by their image: a test passes a kernel's name as its cubin. A
 // clock stands still but for kernels and products, which take as long as the constants below say.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -44,6 +45,8 @@ std::map<void*, Graph*> captures;  // CUstream -> what is being captured
 Hook hook = nullptr;
 double clock_ms = 0;
 constexpr double kKernelMs = 0.25;  // sums of it are exact
+// What the algorithms that the heuristic suggests take, in ms; see product_ms.
+std::vector<double> algorithms = {0.0};
 
 struct Event {
   double ms = -1;  // when the work before it was done; negative until then
@@ -142,6 +145,11 @@ float element(const void* data, int type, int64_t index) {
   return static_cast<const float*>(data)[index];
 }
 
+// Another algorithm is the fastest for another N (the rows of the column-major output).
+double product_ms(uint64_t algorithm, int64_t n) {
+  return algorithms.at((algorithm + static_cast<uint64_t>(n) / 16) % algorithms.size());
+}
+
 // D = A^T B in column-major with the scales, bias and beta of the descriptor.
 void matmul(const Desc& desc, const void* a, const Layout& la, const void* b, const Layout& lb,
             float beta, void* d, const Layout& ld) {
@@ -182,6 +190,7 @@ EXPORT const char* fake_log() { return log_text.c_str(); }
 EXPORT void fake_clear() { log_text.clear(); }
 EXPORT void fake_fail(const char* call, int code) { failures[call] = code; }
 EXPORT void fake_declare(const char* kernel, const char* types) { declared[kernel] = types; }
+EXPORT void fake_algorithms(const double* ms, int count) { algorithms.assign(ms, ms + count); }
 EXPORT void fake_hook(Hook new_hook) { hook = new_hook; }
 EXPORT long fake_live_allocations() { return live_allocations; }
 EXPORT long fake_live_events() { return static_cast<long>(events.size()); }
@@ -395,18 +404,25 @@ EXPORT int cublasLtMatmulPreferenceDestroy(void*) {
 EXPORT int cublasLtMatmulPreferenceSetAttribute(void*, int attribute, const void*, size_t) {
   return record("cublasLtMatmulPreferenceSetAttribute", attribute);
 }
-EXPORT int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int,
-                                          void* result, int* found) {
-  std::memset(result, 0, 96);
-  *found = 1;
-  return record("cublasLtMatmulAlgoGetHeuristic");
+EXPORT int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*,
+                                          int at_most, uint64_t* results, int* found) {
+  constexpr int kResultWords = 12;  // 96 bytes, the algorithm first
+  *found = std::min(at_most, static_cast<int>(algorithms.size()));
+  std::fill_n(results, kResultWords * *found, 0);
+  for (int i = 0; i < *found; ++i) results[kResultWords * i] = i;
+  return record("cublasLtMatmulAlgoGetHeuristic", at_most);
 }
 EXPORT int cublasLtMatmul(void*, Desc* desc, const void* alpha, const void* a, Layout* la,
                           const void* b, Layout* lb, const void* beta_pointer, const void*, Layout*,
-                          void* d, Layout* ld, const void*, void*, size_t, void* stream) {
+                          void* d, Layout* ld, const uint64_t* algorithm, void*, size_t,
+                          void* stream) {
   const float beta = *static_cast<const float*>(beta_pointer);
-  run(stream, [=, attributes = *desc, la = *la, lb = *lb, ld = *ld] {
+  const int code = record("cublasLtMatmul", *static_cast<const float*>(alpha), beta, '|', ld->cols,
+                          ld->rows, la->rows, *algorithm);
+  if (code != 0) return code;
+  run(stream, [=, attributes = *desc, la = *la, lb = *lb, ld = *ld, algorithm = *algorithm] {
+    clock_ms += product_ms(algorithm, ld.rows);
     matmul(attributes, a, la, b, lb, beta, d, ld);
   });
-  return record("cublasLtMatmul", *static_cast<const float*>(alpha), beta);
+  return 0;
 }
