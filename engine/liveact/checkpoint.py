@@ -31,7 +31,7 @@ from liveact.errors import InputError
 
 FLOATS = frozenset({torch.bfloat16, torch.float16, torch.float32})
 
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -123,11 +123,11 @@ class Tensors(Mapping[str, torch.Tensor]):
                     f"{file}: tensor {name!r}: expected in one shard only, "
                     f"found in {self._file_of[name].name} too"
                 )
-            dtype = _SAFETENSORS_DTYPES.get(view.get_dtype())
+            dtype = SAFETENSORS_DTYPES.get(view.get_dtype())
             if dtype is None:
                 raise InputError(
                     f"{file}: tensor {name!r}: expected a dtype among "
-                    f"{sorted(_SAFETENSORS_DTYPES)}, found {view.get_dtype()}"
+                    f"{sorted(SAFETENSORS_DTYPES)}, found {view.get_dtype()}"
                 )
             self._file_of[name] = file
             self._shapes[name] = tuple(view.get_shape())

@@ -101,6 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--audio-guidance", type=float, default=1.0)
     p.set_defaults(run=_inspect)
 
+    p = commands.add_parser("convert", help="a checkpoint that loads without quantising anything")
+    p.add_argument("directory", type=Path)
+    p.add_argument("--out", type=Path, required=True, help="directory; must not exist or be empty")
+    p.add_argument("--precision", default="fp8", help="fp8 or a policy file (default fp8)")
+    p.set_defaults(run=_convert)
+
     p = commands.add_parser("doctor", help="what is usable on this machine, and why not")
     p.set_defaults(run=_doctor)
     return parser
@@ -219,6 +225,29 @@ def _inspect(options: argparse.Namespace) -> None:
     Console().print(
         inspect_checkpoint(options.directory, size, options.precision, options.audio_guidance)
     )
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    from liveact.convert import convert
+    from liveact.precision import read_precision
+
+    precision = read_precision(options.precision)
+    bar = Progress(BarColumn(), DownloadColumn(), TimeRemainingColumn(), disable=not _terminal())
+    with bar:
+        task = bar.add_task("", total=None)
+        result = convert(
+            options.directory,
+            options.out,
+            precision,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print(f"{options.out}: {result}")
+
+
+def _terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def _doctor(options: argparse.Namespace) -> None:
