@@ -8,4 +8,7 @@ namespace liveact {
 // The submodule `ops`: single ops of a device on NumPy arrays, for tests of the backends.
 void bind_ops(pybind11::module_& m);
 
+// TimedDevice, after Device is known.
+void bind_timed_device(pybind11::module_& m);
+
 }  // namespace liveact
