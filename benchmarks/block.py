@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import flops, models, peaks, session, spread
+from benchmarks import flops, models, op_groups, peaks, session, spread
 from benchmarks.baseline import Baselines
 from benchmarks.models import IMAGE_TOKENS, PROMPT_TOKENS, Loaded
 from benchmarks.options import add_model
@@ -34,6 +34,7 @@ FIELDS: dict[str, Any] = {
     "ratio_to_plain_torch": float,
     "relative_difference": float,
     "parts_ms": dict.fromkeys(PARTS, float),
+    "ops": [{"op": str, "calls": int, "ms": float, "total_ms": float}],
     "pipeline": {
         "stages_ms": dict,
         "block_period_ms": float,
@@ -108,6 +109,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         **loaded.described(),
         "memory_policy": asdict(MemoryPolicy()),
         **compared,
+        "ops": [
+            {**asdict(group), "total_ms": group.total_ms}
+            for group in op_groups.measure(loaded, MemoryPolicy())
+        ],
         "pipeline": pipeline(loaded, session.STEADY_BLOCK + options.repeat),
         "tflop": {name: count / 1e12 for name, count in work.items()},
         "tflop_per_frame": flops.tera_per_frame(work),
@@ -210,6 +215,12 @@ def print_table(result: dict[str, Any], console: Console) -> None:
     console.print(table)
     parts = result["parts_ms"]
     console.print("of it: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in parts.items()))
+    ops = sum(op["total_ms"] for op in result["ops"])
+    dearest = ", ".join(f"{o['op']} {o['total_ms']:.1f}" for o in result["ops"][:8])
+    console.print(
+        f"by op, each timed alone, ms: {dearest}, … ({ops:.0f} in all, "
+        f"{ops / result['ms_per_block']['median']:.0%} of the block)"
+    )
     run = result["pipeline"]
     stages = ", ".join(f"{k.removesuffix('_ms')} {v:.0f}" for k, v in run["stages_ms"].items())
     console.print(

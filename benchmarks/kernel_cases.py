@@ -146,6 +146,40 @@ CASES = [
 ]
 
 
+def _matrix_cases() -> list[KernelCase]:
+    """Products and attentions; what tests them has lists of its own, with bounds of its own."""
+
+    def linear(group: Group, rows: int, cols: int, inner: int) -> KernelCase:
+        return KernelCase("linear", group, {"rows": rows, "cols": cols, "inner": inner})
+
+    def self_attention(group: Group, heads: int, frame_tokens: int, n: int) -> KernelCase:
+        sizes = {"n": n, "context": 6, "heads": heads, "frame_tokens": frame_tokens}
+        return KernelCase("self_attention", group, sizes)
+
+    def cross_attention(group: Group, rows: int, heads: int, text: int, image: int) -> KernelCase:
+        sizes = {"rows": rows, "heads": heads, "text": text, "image": image}
+        return KernelCase("cross_attention", group, sizes)
+
+    def audio_attention(group: Group, n: int, frame: int, heads: int, audio: int) -> KernelCase:
+        sizes = {"n": n, "frame_tokens": frame, "heads": heads, "audio": audio}
+        return KernelCase("audio_attention", group, sizes)
+
+    layer = [(15360, 5120), (5120, 5120), (13824, 5120), (5120, 13824)]  # N × K, as in the table
+    return [
+        linear("correctness", 48, 272, 256),
+        *(linear("performance", rows, *size) for rows in (8192, 9360) for size in layer),
+        self_attention("correctness", 2, 12, 8),
+        *(self_attention("performance", 40, frame, 8) for frame in (1024, 1170)),
+        cross_attention("correctness", 24, 2, 17, 33),
+        *(cross_attention("performance", 8192, 40, text, 257) for text in (41, 512)),
+        audio_attention("correctness", 2, 12, 2, 8),
+        *(audio_attention("performance", 8, frame, 40, 32) for frame in (1024, 1170)),
+    ]
+
+
+MATRIX_CASES = _matrix_cases()
+
+
 def _epilogue_cases() -> list[KernelCase]:
     def case(
         group: Group, cols: int, size: tuple[int, int, int], variant: str, values: Values = "random"
