@@ -172,7 +172,7 @@ def open_engine(loaded: Loaded) -> Engine:
         return Engine(
             devices=loaded.devices,
             dit=loaded.dit,
-            vae=WanVAE.load(folder / VAE_FILE, vae_device),
+            vae=WanVAE.load(folder / VAE_FILE, vae_device, loaded.devices.vae_launch),
             text_encoder=TextEncoder.load(folder, device),
             image_encoder=ImageEncoder.load(folder, device),
             audio_encoder=AudioEncoder.load(folder / WAV2VEC_DIRECTORY, device),
@@ -183,7 +183,7 @@ def open_engine(loaded: Loaded) -> Engine:
     return Engine(
         devices=loaded.devices,
         dit=loaded.dit,
-        vae=WanVAE.from_tensors(vae, vae_device),
+        vae=WanVAE.from_tensors(vae, vae_device, loaded.devices.vae_launch),
         text_encoder=cast(TextEncoder, _RandomText(model.config["text_dim"], loaded.seed)),
         image_encoder=cast(ImageEncoder, _RandomImage(model.clip_dim, loaded.seed)),
         audio_encoder=_random_audio_encoder(model, loaded.seed, device),

@@ -11,4 +11,7 @@ void bind_ops(pybind11::module_& m);
 // TimedDevice, after Device is known.
 void bind_timed_device(pybind11::module_& m);
 
+// `launch`: one of a CUDA device's kernels on a stream of the caller's.
+void bind_launch(pybind11::module_& m);
+
 }  // namespace liveact

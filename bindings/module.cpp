@@ -192,6 +192,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("allocated_bytes", &Device::allocated_bytes)
       .def_property_readonly("allocation_count", &Device::allocation_count);
   bind_timed_device(m);
+  bind_launch(m);
   m.def("open_cpu", []() -> std::shared_ptr<Device> { return std::make_shared<cpu::CpuDevice>(); });
   m.def(
       "cuda_architecture",

@@ -9,6 +9,10 @@ namespace liveact::cuda {
 
 namespace {
 
+// Clamped by the driver to what the device has. The decode of the block before, on torch's stream
+// of priority 0 on the same device, fills what the denoise leaves free.
+constexpr int kHighestPriority = -100;
+
 constexpr int64_t kWorkspaceBytes = 64 << 20;  // what cuBLASLt wants on Hopper (32 MiB), doubled
 
 int64_t tap_bytes(const OpsLimits& limits) {
@@ -34,7 +38,7 @@ CudaOps::CudaOps(CudaDevice& device, const OpsLimits& limits)
   device_.upload(mean_taps_.data(), mean.data(), tap_bytes(limits));
   const ContextScope scope(driver_, device_.context());
   try {
-    LIVEACT_DRIVER(driver_, stream_create(&stream_, kStreamNonBlocking, 0));
+    LIVEACT_DRIVER(driver_, stream_create(&stream_, kStreamNonBlocking, kHighestPriority));
     for (CUevent& event : marks_) LIVEACT_DRIVER(driver_, event_create(&event, 0));
     const CublasLt& lt = device_.cublaslt();
     lt.check(lt.create(&cublaslt_), "cublasLtCreate");

@@ -71,14 +71,18 @@ KernelTable::~KernelTable() {
   for (const auto& [name, loaded] : kernels_) driver_.module_unload(loaded.module);
 }
 
-KernelTable::Grid KernelTable::check(const std::string& name, Arguments arguments) const {
+const KernelImage& KernelTable::image(const std::string& name) const {
   const auto found = kernels_.find(name);
   LIVEACT_CHECK(found != kernels_.end(), "kernels: expected ", name,
                 " to have been compiled for this device, found none");
-  const KernelImage& image = found->second.image;
+  return found->second.image;
+}
+
+KernelTable::Grid KernelTable::check(const std::string& name, Arguments arguments) const {
+  const KernelImage& image = this->image(name);
   LIVEACT_CHECK(arguments.size() == image.parameters.size(), name, ": expected ",
                 image.parameters.size(), " arguments, got ", arguments.size());
-  const Argument* argument = arguments.begin();
+  const Argument* argument = arguments.data();
   for (size_t i = 0; i < image.parameters.size(); ++i) {
     check_argument(name, image.parameters[i], argument[i]);
   }

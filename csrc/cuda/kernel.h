@@ -68,7 +68,10 @@ class KernelTable {
 
   bool has(const std::string& name) const { return kernels_.contains(name); }
 
-  using Arguments = std::initializer_list<Argument>;
+  // Throws Error for an unknown kernel.
+  const KernelImage& image(const std::string& name) const;
+
+  using Arguments = std::span<const Argument>;
   using Grid = std::array<unsigned, 3>;
 
   // The grid of this launch; an extent of 0 means that there is nothing to do. Throws Error for an
@@ -77,6 +80,10 @@ class KernelTable {
   Grid check(const std::string& name, Arguments arguments) const;
   // Checks and launches.
   void launch(const std::string& name, CUstream stream, Arguments arguments) const;
+  void launch(const std::string& name, CUstream stream,
+              std::initializer_list<Argument> arguments) const {
+    launch(name, stream, Arguments(arguments.begin(), arguments.size()));
+  }
 
  private:
   struct Loaded {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,14 @@ class Devices:
     vae_name: str
     precision: Precision
     reason: str
+    vae_core: _core.Device | None = None  # launches the kernels of the VAE; None: it is on the CPU
+
+    @property
+    def vae_launch(self) -> Callable[..., None] | None:
+        """How the VAE launches its kernels; None on the CPU."""
+        if self.vae_core is None:
+            return None
+        return kernels.launcher(self.vae_core, self.vae_torch_device)
 
     @property
     def torch_device(self) -> torch.device:
@@ -108,11 +117,14 @@ def open_devices(
     encoder_name = "cpu" if name == "cpu" or torch_cuda_obstacle(name) else name
     if vae_name is None:
         vae_name = encoder_name
-    elif vae_name != "cpu" and (obstacle := torch_cuda_obstacle(vae_name)):
+    elif vae_name != "cpu" and (
+        obstacle := torch_cuda_obstacle(vae_name) or cuda_obstacle(vae_name)
+    ):
         raise DeviceError(f"vae-device: expected a usable {vae_name}, found that {obstacle}")
     core = _open(name)
+    vae_core = None if vae_name == "cpu" else core if vae_name == name else _open(vae_name)
     reason = f"{name}{because}, {chosen}; encoders on {encoder_name}, VAE on {vae_name}"
-    return Devices(core, name, encoder_name, vae_name, chosen, reason)
+    return Devices(core, name, encoder_name, vae_name, chosen, reason, vae_core)
 
 
 def _open(name: str) -> _core.Device:

@@ -92,7 +92,7 @@ class Engine:
         return cls(
             devices=devices,
             dit=dit,
-            vae=WanVAE.load(directory / VAE_FILE, devices.vae_torch_device),
+            vae=WanVAE.load(directory / VAE_FILE, devices.vae_torch_device, devices.vae_launch),
             text_encoder=TextEncoder.load(directory, encoder_device),
             image_encoder=ImageEncoder.load(directory, encoder_device),
             audio_encoder=AudioEncoder.load(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from liveact import _core
 from liveact.errors import DeviceError
 
 PACKAGED = Path(__file__).resolve().parent / "gpu"  # gpu/<architecture>/manifest.json
@@ -48,3 +52,25 @@ def load(architecture: str, directory: Path = PACKAGED) -> list[dict[str, Any]]:
             raise DeviceError(f"{file}: expected SHA-256 {kernel['sha256']}, found {digest}")
         kernels.append({**kernel, "cubin": cubin})
     return kernels
+
+
+def launcher(device: _core.Device, torch_device: torch.device) -> Callable[..., None]:
+    """launch(kernel name, **parameters): enqueues one of the kernels that `device` was opened with
+    on the stream that torch uses at the time.
+
+    A tensor stands for its address, None for a null pointer. Raises DeviceError for an unknown
+    kernel, missing or further parameters, and alignments the kernel was not compiled for.
+    """
+
+    def launch(name: str, **arguments: torch.Tensor | int | float | None) -> None:
+        values = {
+            key: value.data_ptr() if isinstance(value, torch.Tensor) else value or 0
+            for key, value in arguments.items()
+        }
+        stream = torch.cuda.current_stream(torch_device).cuda_stream
+        try:
+            _core.launch(device, name, stream, values)
+        except _core.CoreError as error:
+            raise DeviceError(str(error)) from None
+
+    return launch

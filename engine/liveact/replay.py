@@ -169,7 +169,7 @@ def _replay_dit(
 
 
 def _replay_vae(checkpoint: Path, given: Tensors, devices: Devices) -> dict[str, torch.Tensor]:
-    vae = WanVAE.load(checkpoint / VAE_FILE, devices.vae_torch_device)
+    vae = WanVAE.load(checkpoint / VAE_FILE, devices.vae_torch_device, devices.vae_launch)
     results: dict[str, torch.Tensor] = {}
     if "image" in given:
         image = _take(given, "image", (1, 3, 1, None, None))

@@ -131,6 +131,11 @@ class WanVAE(nn.Module):
         return vae
 
     @property
+    def base_width(self) -> int:
+        """Channels of the decoder at full resolution; 96 in the released model."""
+        return int(self.decoder.conv_out.weight.shape[1])
+
+    @property
     def parameter_count(self) -> int:
         """Number of parameters of encoder and decoder; 126.9 million in the released model."""
         return sum(parameter.numel() for parameter in self.parameters())
