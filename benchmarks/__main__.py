@@ -29,8 +29,11 @@ from benchmarks.telemetry import Telemetry
 from liveact.errors import DeviceError, InputError, LiveActError
 
 BENCHMARKS = {
+    "kernels": "every op by itself: time, rate, share of the hardware, peers",
     "block": "one denoised block in steady state, by stage, beside plain PyTorch",
+    "vae": "the streaming decode of one block, beside the released way",
     "session": "live audio at real-time pace, as a viewer sees it; memory over hours",
+    "paper": "the paper's Tables 3 and 5 measured here beside the published; scaling",
 }
 
 

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
 
 
-def inputs(loaded: Loaded, blocks: int) -> dict[str, torch.Tensor]:
+def inputs(loaded: Loaded, blocks: int, slots: int = 14) -> dict[str, torch.Tensor]:
     """Random conditioning of the right shapes; one audio feature per video frame."""
     generator = torch.Generator().manual_seed(loaded.seed)
 
@@ -71,7 +71,7 @@ def inputs(loaded: Loaded, blocks: int) -> dict[str, torch.Tensor]:
     return {
         "text": random(PROMPT_TOKENS, text_dim),
         "clip": random(IMAGE_TOKENS, clip_dim),
-        "y": random(20, 14, *loaded.latent_size),
+        "y": random(20, slots, *loaded.latent_size),
         "audio": random(VIDEO_FRAMES * blocks, layers, audio_dim // layers),
     }
 

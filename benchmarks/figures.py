@@ -91,6 +91,7 @@ def scaling(result: dict[str, Any], path: Path) -> None:
     sizes.set(xlabel="tokens per latent frame", ylabel="ms per video frame", ylim=(0, None))
     sizes.legend(frameon=False, fontsize=8)
     series = result["blocks_ms"]
-    blocks.plot(range(1, len(series) + 1), series, ".", color=_BLUE, ms=4)
+    first = result["first_block"]
+    blocks.plot(range(first, first + len(series)), series, ".", color=_BLUE, ms=4)
     blocks.set(xlabel="block", ylabel="ms per block", ylim=(0, None))
     _save(figure, path)
