@@ -279,6 +279,7 @@ def test_inspect_and_doctor_say_what_there_is(run: Run) -> None:
     code, output, errors = run("inspect", demo_checkpoint(), "--size", "64x64")
     assert (code, errors) == (0, "")
     assert "random" in output and "64×64" in output and "one session, fp32" in output
+    assert re.search(r"VAE decode +│ [0-9.]+ MiB on a CPU, [0-9.]+ MiB on a GPU", output)
     code, output, errors = run("doctor")
     assert (code, errors) == (0, "")
     assert "cpu backend" in output and "cuda backend" in output

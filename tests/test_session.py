@@ -423,6 +423,20 @@ def test_bad_options_are_refused(engine: Engine, options: dict[str, Any]) -> Non
         open_session(engine, **options)
 
 
+def test_a_picture_is_encoded_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each picture and size, whoever asks; another picture is another one."""
+    encoded = []
+    encode = engine.vae.encode
+    monkeypatch.setattr(engine.vae, "encode", lambda v: (encoded.append(v.shape), encode(v))[1])
+    image = np.full((64, 64, 3), 90, np.uint8)
+    for changed, count in ((0, 1), (0, 1), (1, 2)):
+        image[5, 5, 0] += changed
+        open_session(engine, image=image, size=(64, 64)).close()
+        assert len(encoded) == count
+    open_session(engine, image=image, size=(64, 48)).close()
+    assert len(encoded) == 3
+
+
 # ------------------------------------------------------------------------------ endurance
 
 

@@ -10,10 +10,12 @@ with engine.open_session(image="me.png", prompt="A person is speaking.") as sess
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,12 +37,42 @@ VAE_FILE = "Wan2.1_VAE.pth"
 WAV2VEC_DIRECTORY = "wav2vec"
 CONDITION_FRAMES = 53  # video frames that y is encoded from: the image, then 52 frames of zeros
 _CACHED_PROMPTS = 64
+_CACHED_PICTURES = 16  # 6 MB each at 512×512
 
 Portrait = str | Path | npt.NDArray[np.uint8]
+# features [tokens, image_dim] of the image encoder, y [20, 14, h, w]
+EncodedPicture = tuple[torch.Tensor, torch.Tensor]
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Recent(Generic[K, V]):
+    """What was made last, up to a number of entries. Any thread."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entries: OrderedDict[K, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: K, make: Callable[[], V]) -> V:
+        """The entry of `key`, made now if it is not there."""
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
+        value = make()
+        with self._lock:
+            value = self._entries.setdefault(key, value)  # the first of two threads wins
+            while len(self._entries) > self._size:
+                self._entries.popitem(last=False)
+        return value
 
 
 class Engine:
-    """Weights and encoders; immutable but for a cache of prompts. Any thread may open sessions."""
+    """Weights and encoders; immutable but for caches of prompts and pictures. Any thread may open
+    sessions."""
 
     def __init__(
         self,
@@ -56,8 +88,10 @@ class Engine:
         self._text_encoder = text_encoder
         self._image_encoder = image_encoder
         self._audio_encoder = audio_encoder
-        self._prompts: OrderedDict[str, torch.Tensor] = OrderedDict()
-        self._prompts_lock = threading.Lock()
+        self._prompts: _Recent[str, torch.Tensor] = _Recent(_CACHED_PROMPTS)
+        self._pictures: _Recent[bytes, tuple[torch.Tensor, torch.Tensor]] = _Recent(
+            _CACHED_PICTURES
+        )
         self._check_widths()
 
     @classmethod
@@ -118,16 +152,18 @@ class Engine:
             prompt.encode()
         except UnicodeEncodeError as error:  # what a shell makes of bytes that are no UTF-8
             raise InputError(f"prompt: expected Unicode text, found {prompt!r:.80}") from error
-        with self._prompts_lock:
-            if prompt in self._prompts:
-                self._prompts.move_to_end(prompt)
-                return self._prompts[prompt]
-        text = self._text_encoder.encode(prompt, int(self.dit.config.text_len))
-        with self._prompts_lock:
-            text = self._prompts.setdefault(prompt, text)  # the first of two threads wins
-            while len(self._prompts) > _CACHED_PROMPTS:
-                self._prompts.popitem(last=False)
-        return text
+        length = int(self.dit.config.text_len)
+        return self._prompts.get(prompt, lambda: self._text_encoder.encode(prompt, length))
+
+    def encode_picture(self, picture: torch.Tensor) -> EncodedPicture:
+        """picture [3, H, W] in [−1, 1]; the results for the last pictures are kept."""
+        digest = hashlib.sha256(picture.numpy().tobytes())
+        digest.update(repr(tuple(picture.shape)).encode())
+
+        def encode() -> EncodedPicture:
+            return self._image_encoder.encode(picture[None])[0], self._condition(picture)
+
+        return self._pictures.get(digest.digest(), encode)
 
     def open_session(
         self,
@@ -178,8 +214,7 @@ class Engine:
         stream = self.dit.open_stream(
             latent_size, policy, audio_guidance, self._image_encoder.tokens
         )
-        features = self._image_encoder.encode(picture[None])[0]
-        stream.set_image(features, self._condition(picture))
+        stream.set_image(*self.encode_picture(picture))
         decoder = (StreamingDecoder if vae_decode == "streaming" else WindowedDecoder)(self.vae)
         return Session(
             stream=stream,

@@ -54,9 +54,8 @@ def inspect_checkpoint(
         f"{_gib(sum(file.stat().st_size for file in files))} in {len(files)}, "
         + ("as released" if stored_in is None else f"converted: {stored_in}, loads as it lies"),
     )
-    table.add_row(
-        "VAE", f"{WanVAE.load(directory / VAE_FILE).parameter_count / 1e6:,.1f} M parameters"
-    )
+    vae = WanVAE.load(directory / VAE_FILE)
+    table.add_row("VAE", f"{vae.parameter_count / 1e6:,.1f} M parameters")
     tokens = (width // 16) * (height // 16)
     table.add_row("picture", f"{width}×{height}: {tokens} tokens per latent frame")
     latent_size = (height // SPATIAL_STRIDE, width // SPATIAL_STRIDE)
@@ -79,6 +78,11 @@ def inspect_checkpoint(
     short = precision if isinstance(precision, str) else "policy"
     table.add_row(f"DiT weights, {short}", _gib(weight_bytes))
     table.add_row(f"one session, {short}", f"{_gib(stream_bytes)} beside the weights, constant")
+    in_fp32 = vae.decoder_bytes(latent_size)
+    in_bf16 = vae.decoder_bytes(latent_size, dtype=torch.bfloat16)
+    table.add_row(
+        "one session, VAE decode", f"{_gib(in_fp32)} on a CPU, {_gib(in_bf16)} on a GPU (bf16)"
+    )
     return table
 
 

@@ -164,11 +164,14 @@ class WanVAE(nn.Module):
         frames = video[0].permute(1, 2, 3, 0).to(self._mean)  # [T, H, W, 3]
         state = EncoderState(self._ops)
         state.allocate(self.encoder.plan(TEMPORAL_STRIDE, *shape[3:]), frames.device)
-        moments = [
-            self.encoder(part.contiguous(), state)
-            for part in (frames[:1], *frames[1:].split(TEMPORAL_STRIDE))
-            if len(part)
-        ]
+        # Not in TF32, which is what cuDNN makes of fp32 unless told otherwise: its 10 bits of mantissa
+        # are worth 1e-3, and what a session starts from stays with it.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            moments = [
+                self.encoder(part.contiguous(), state)
+                for part in (frames[:1], *frames[1:].split(TEMPORAL_STRIDE))
+                if len(part)
+            ]
         mean = self._ops.linear(self.to_moments, torch.cat(moments))[..., :LATENT_CHANNELS]
         latents = mean.permute(3, 0, 1, 2).unsqueeze(0)  # [1, 16, 1 + k, H/8, W/8]
         return ((latents - self._mean) / self._std).contiguous()
@@ -198,11 +201,15 @@ class WanVAE(nn.Module):
         with self._on_stream():
             state.restore(saved, self._mean.device)
 
-    def decoder_bytes(self, latent_size: tuple[int, int], frames_per_call: int = 1) -> int:
+    def decoder_bytes(
+        self,
+        latent_size: tuple[int, int],
+        frames_per_call: int = 1,
+        dtype: torch.dtype = torch.float32,
+    ) -> int:
         """Memory of a stream's state, which is all that stays between calls, in bytes."""
         plan = self.decoder.plan(frames_per_call, *latent_size)
-        values = sum(math.prod(use.shape) for use in plan)
-        return values * self._decoder_ops.dtype.itemsize
+        return dtype.itemsize * sum(math.prod(use.shape) for use in plan)
 
     def decode(self, latents: torch.Tensor, state: DecoderState) -> Iterator[torch.Tensor]:
         """Decodes the next latent frames of a stream, call after call, as they are asked for.

@@ -1,0 +1,37 @@
+"""The VAE benchmark and its baseline, which is also an independent statement of the decoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as benchmarks
+from benchmarks.plain_vae import PlainDecoder
+from liveact.checkpoint import load_pth
+from tests.conftest import relative_error
+
+
+def test_the_baseline_decodes_as_recorded(golden: Path, load_golden) -> None:
+    weights = load_pth(golden / "vae" / "Wan2.1_VAE.pth")
+    plain = PlainDecoder({name: tensor.float() for name, tensor in weights.items()})
+    latent = load_golden("vae/inputs.safetensors")["latent"][0]
+    outputs = load_golden("vae/outputs.safetensors")
+    for block, latents in enumerate(latent.split([6, 8, 8], dim=1)):
+        expected = outputs[f"decode_windowed_{block}"][0].clamp(-1, 1)
+        assert relative_error(plain.decode_block(latents), expected) < 1e-5
+
+
+def test_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "vae.json"
+    command = ["vae", "--device", "cpu", "--base-width", "8", "--size", "32x16", "--repeat", "2"]
+    benchmarks.main([*command, "--endurance-blocks", "3", "--json", str(path)])
+    result = json.loads(path.read_text())
+    assert result["ms_per_block"] > 0 and result["ratio_to_released"] > 0
+    # Both ways decode the first block alike, up to the order of fp32 sums.
+    assert result["relative_difference"] < 1e-5
+    assert result["endurance"]["blocks"] == 3 and result["psnr_db"] is None
+    assert result["state_bytes"] > 0 and result["sizes"]["base_width"] == 8
+    text = capsys.readouterr().out
+    assert "released way" in text and "not timed" in text
