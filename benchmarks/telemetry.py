@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks import spread
+from liveact.devices import parse_device
 
 PERIOD_S = 0.2
 FIELDS: dict[str, Any] = {
@@ -40,7 +41,8 @@ REASONS = {
 class Telemetry:
     """Use it as a context manager round what is measured. `nvml` is for tests.
 
-    device: `cpu`, `cuda:N`, or None for the CUDA device that a benchmark would choose.
+    device: `cpu`, `cuda:N`, or None for the CUDA device that a benchmark would choose. Raises
+    InputError for another.
     """
 
     def __init__(self, device: str | None, nvml: Any = None) -> None:
@@ -49,9 +51,10 @@ class Telemetry:
         self._samples: list[tuple[int, int, float, int, int]] = []
         self._nvml = nvml
         self._missing = "the device is the CPU"
-        if device == "cpu":
+        name = parse_device(device or "cuda")
+        if name == "cpu":
             return
-        index = int(device.removeprefix("cuda").removeprefix(":") or 0) if device else 0
+        index = int(name.removeprefix("cuda:"))
         if nvml is None:
             if not torch.cuda.is_available():
                 self._missing = f"torch {torch.__version__} finds no CUDA device"
