@@ -94,7 +94,7 @@ int64_t weight_bytes(const ModelConfig& c, const Precision& precision, DType sto
                   bytes(plain, 4 * c.out_dim, d);
   for (const LayerPrecision& p : precision.layers) {
     total += bytes(p.self_qkv, 3 * d, d) + bytes(p.self_o, d, d) + bytes(p.cross_q, d, d) +
-             bytes(p.cross_o, d, d) + 4 * bytes(plain, d, d) + bytes(p.audio_q, d, d) +
+             bytes(p.cross_o, d, d) + 4 * bytes(p.cross_kv, d, d) + bytes(p.audio_q, d, d) +
              bytes(plain, 2 * d, c.output_dim) + bytes(p.audio_o, d, d) +
              bytes(p.ffn_up, c.ffn_dim, d) + bytes(p.ffn_down, d, c.ffn_dim);
   }
@@ -451,10 +451,10 @@ Model::Model(std::shared_ptr<Device> device, const ModelConfig& config, const Ho
     layer.cross_norm = load.norm(b + "norm3");
     layer.cross_q = load.linear({b + "cross_attn.q"}, p.cross_q, plain);
     layer.cross_o = load.linear({b + "cross_attn.o"}, p.cross_o, plain);
-    layer.text_k = load.linear({b + "cross_attn.k"}, plain, plain);
-    layer.text_v = load.linear({b + "cross_attn.v"}, plain, plain);
-    layer.image_k = load.linear({b + "cross_attn.k_img"}, plain, plain);
-    layer.image_v = load.linear({b + "cross_attn.v_img"}, plain, plain);
+    layer.text_k = load.linear({b + "cross_attn.k"}, p.cross_kv, plain);
+    layer.text_v = load.linear({b + "cross_attn.v"}, p.cross_kv, plain);
+    layer.image_k = load.linear({b + "cross_attn.k_img"}, p.cross_kv, plain);
+    layer.image_v = load.linear({b + "cross_attn.v_img"}, p.cross_kv, plain);
     layer.cross_q_norm = load.gain(b + "cross_attn.norm_q");
     layer.text_k_norm = load.gain(b + "cross_attn.norm_k");
     layer.image_k_norm = load.gain(b + "cross_attn.norm_k_img");

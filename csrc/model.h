@@ -68,9 +68,9 @@ void quantize_weight(const HostTensor& weight, uint8_t* codes, float* scale);
 // The operand format of each product in a layer. `attention` is that of q, k, v and P in
 // self-attention and of the context between blocks.
 struct LayerPrecision {
-  DType self_qkv, self_o, cross_q, cross_o, audio_q, audio_o, ffn_up, ffn_down, attention;
+  DType self_qkv, self_o, cross_q, cross_kv, cross_o, audio_q, audio_o, ffn_up, ffn_down, attention;
 
-  static LayerPrecision uniform(DType d) { return {d, d, d, d, d, d, d, d, d}; }
+  static LayerPrecision uniform(DType d) { return {d, d, d, d, d, d, d, d, d, d}; }
 };
 
 // `activations` is the format of x between sub-layers and of everything that is not an operand
@@ -131,10 +131,11 @@ struct Product {
   DType LayerPrecision::* format;
   Linear Layer::* linear;  // null for attention
 };
-inline constexpr std::array<Product, 9> kProducts = {{
+inline constexpr std::array<Product, 10> kProducts = {{
     {"self_qkv", &LayerPrecision::self_qkv, &Layer::self_qkv},
     {"self_o", &LayerPrecision::self_o, &Layer::self_o},
     {"cross_q", &LayerPrecision::cross_q, &Layer::cross_q},
+    {"cross_kv", &LayerPrecision::cross_kv, &Layer::text_k},  // and text_v, image_k, image_v
     {"cross_o", &LayerPrecision::cross_o, &Layer::cross_o},
     {"audio_q", &LayerPrecision::audio_q, &Layer::audio_q},
     {"audio_o", &LayerPrecision::audio_o, &Layer::audio_o},

@@ -103,6 +103,8 @@ Stream::Stream(Device& device, const ModelConfig& config, const Precision& preci
   cond_in_ = make_rows(1, cond_size, DType::f32);
   cond_a_ = make_rows(1, cond_size, plain);
   cond_b_ = make_rows(1, cond_size, plain);
+  for (Rows* rows : {&cond_a_, &cond_b_})
+    rows->scale = static_cast<float*>(allocate(4 * cond_rows));
 
   OpsLimits limits;
   limits.max_cols = std::max({3 * c.dim, c.ffn_dim, c.text_dim, c.image_dim, c.audio_dim,
@@ -224,11 +226,7 @@ void Stream::set_prompt(const float* text, int64_t tokens) {
   ops_->linear(operand, model.text_in.weight, model.text_in.epilogue(), hidden);
   ops_->activate(hidden, Activation::gelu_tanh, hidden);
   ops_->linear(hidden, model.text_out.weight, model.text_out.epilogue(), context);
-  for (int64_t i = 0; i < c.num_layers; ++i) {
-    const Layer& layer = model.layers[i];
-    text_kv_[i].tokens = n;
-    project_kv(context, layer.text_k, layer.text_k_norm, layer.text_v, text_kv_[i]);
-  }
+  project_context(context, cond_a_, false);
   pad_count_ = c.text_len - tokens;
   ops_->forget();  // recorded ops have the number of tokens in them
   has_prompt_ = true;
@@ -263,12 +261,29 @@ void Stream::set_image(const float* features, int64_t tokens, const float* y, in
   ops_->activate(b, Activation::gelu_erf, b);
   ops_->linear(b, model.image_out.weight, model.image_out.epilogue(), context);
   ops_->layer_norm(context, model.image_out_norm.gain, model.image_out_norm.bias, kEps, context);
-  for (int64_t i = 0; i < c.num_layers; ++i) {
-    const Layer& layer = model.layers[i];
-    image_kv_[i].tokens = tokens;
-    project_kv(context, layer.image_k, layer.image_k_norm, layer.image_v, image_kv_[i]);
-  }
+  project_context(context, cond_b_, true);
   has_image_ = true;
+}
+
+// Keys and values of every layer from a text or an image [tokens, D]. `spare` is room for it in the
+// format of the products.
+void Stream::project_context(const Rows& context, const Rows& spare, bool image) {
+  Rows operand = context;
+  for (int64_t i = 0; i < config_.num_layers; ++i) {
+    const DType format = precision_.layers[i].cross_kv;
+    if (format != operand.dtype) {
+      operand = format == context.dtype ? context : spare.as(context.rows, context.cols, format);
+      if (format != context.dtype) ops_->quantize(context, operand);
+    }
+    const Layer& layer = model_->layers[i];
+    KvSegment& segment = image ? image_kv_[i] : text_kv_[i];
+    segment.tokens = context.rows;
+    if (image) {
+      project_kv(operand, layer.image_k, layer.image_k_norm, layer.image_v, segment);
+    } else {
+      project_kv(operand, layer.text_k, layer.text_k_norm, layer.text_v, segment);
+    }
+  }
 }
 
 void Stream::project_kv(const Rows& context, const Linear& key, const Norm& key_norm,

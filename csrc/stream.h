@@ -98,6 +98,7 @@ class Stream {
   void upload_rope();
   void project_kv(const Rows& context, const Linear& key, const Norm& key_norm, const Linear& value,
                   const KvSegment& segment);
+  void project_context(const Rows& context, const Rows& spare, bool image);
   void project_audio(const float* features, int64_t feature_rows, int64_t first_row, int64_t frames,
                      Pass& pass);
 

@@ -363,14 +363,14 @@ def test_the_command_line(run: Run, wav: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, output, errors = run("convert", demo_checkpoint(), "--out", out, "--precision", path)
     assert (code, errors) == (0, "")
-    assert re.search(r"mine.json \(4 of 18 in fp8\), DiT .* 11 hard-linked, 0 copied", output)
+    assert re.search(r"mine.json \(4 of 20 in fp8\), DiT .* 11 hard-linked, 0 copied", output)
     code, output, _ = run("inspect", out)
     assert code == 0
     words = " ".join(re.sub("[│─┌┐└┘┬┴]", " ", output).split())
-    assert "in 1, converted: out (4 of 18 in fp8), loads as it lies" in words
-    assert "precision out (4 of 18 in fp8)" in words
+    assert "in 1, converted: out (4 of 20 in fp8), loads as it lies" in words
+    assert "precision out (4 of 20 in fp8)" in words
     code, output, errors = run(*generate(wav, tmp_path, checkpoint=out, device="cpu"))
     assert (code, errors) == (0, "")
-    assert "cpu, out (4 of 18 in fp8);" in output
+    assert "cpu, out (4 of 20 in fp8);" in output
     refused(run("convert", demo_checkpoint(), "--out", out), "expected nothing or an empty")
     refused(run("convert", demo_checkpoint(), "--out", tmp_path / "n", "--precision=x"), "fp8")

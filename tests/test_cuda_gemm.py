@@ -1,4 +1,4 @@
-"""Which algorithm of cuBLASLt a product runs with: the fastest by measuring, when a stream opens."""
+"""Which algorithm of cuBLASLt a product runs with: the fastest, measured when a stream opens."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_device_measures_a_shape_once(fake, images, weights) -> None:
 
 @pytest.mark.parametrize("times", [[1.0], [1.0, 0.99], [1.0, 1.0, 1.0]])
 def test_the_first_suggestion_where_nothing_is_gained(fake, images, weights, times) -> None:
-    """One algorithm needs no clock; a gain within the noise is none (the order is that of N = 0)."""
+    """One algorithm needs no clock; a gain within the noise is none."""
     fake.set_algorithms(times)
     fake.clear()
     stream = open_stream(open_device(fake, images), weights)

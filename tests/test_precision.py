@@ -62,11 +62,11 @@ def test_a_policy_survives_its_file(tmp_path: Path) -> None:
     found = PrecisionPolicy.read(path)
     assert found == given
     assert found.layers[0]["ffn_up"].error == 0.04
-    assert str(found) == "mine.json (2 of 18 in fp8)"
+    assert str(found) == "mine.json (2 of 20 in fp8)"
     # One line per product, so that a person can read it and a diff shows what changed.
-    assert sum('"format"' in line for line in path.read_text().splitlines()) == 18
+    assert sum('"format"' in line for line in path.read_text().splitlines()) == 20
     assert open_devices("cpu", None, path).precision == given
-    assert "mine.json (2 of 18 in fp8)" in open_devices("cpu", None, str(path)).reason
+    assert "mine.json (2 of 20 in fp8)" in open_devices("cpu", None, str(path)).reason
     assert choose_precision(given, None) is given
 
 
@@ -134,10 +134,10 @@ def test_the_command_line_takes_one(run: Run, wav: Path, tmp_path: Path) -> None
     path = write(tmp_path / "mine.json", policy((0, "ffn_up")).text())
     code, out, errors = run(*generate(wav, tmp_path, precision=path, device="cpu"))
     assert (code, errors) == (0, "")
-    assert "cpu, mine.json (1 of 18 in fp8);" in out
+    assert "cpu, mine.json (1 of 20 in fp8);" in out
     code, out, _ = run("inspect", demo_checkpoint(), "--precision", path)
     assert code == 0
-    assert "mine.json (1 of 18 in fp8)" in " ".join(out.split())
+    assert "mine.json (1 of 20 in fp8)" in " ".join(out.split())
     write(path, change("layers", [{}]))
     refused(run(*generate(wav, tmp_path, precision=path)), "layer 0: self_qkv: expected")
     refused(run("inspect", demo_checkpoint(), "--precision", path), "layer 0: self_qkv: expected")

@@ -317,18 +317,14 @@ TEST(narrow_model_of_a_wide_latent) {
 TEST(mixed_precision_policies_run) {
   const Checkpoint checkpoint(DType::bf16);
   const auto device = std::make_shared<cpu::CpuDevice>();
-  DType LayerPrecision::* const operands[] = {
-      &LayerPrecision::self_qkv, &LayerPrecision::self_o,   &LayerPrecision::cross_q,
-      &LayerPrecision::cross_o,  &LayerPrecision::audio_q,  &LayerPrecision::audio_o,
-      &LayerPrecision::ffn_up,   &LayerPrecision::ffn_down, &LayerPrecision::attention};
   for (const DType activations : {DType::f32, DType::bf16}) {
     for (int shift = 0; shift < 3; ++shift) {
       Precision policy = Precision::uniform(activations, kConfig.num_layers);
       int turn = shift;
       for (LayerPrecision& layer : policy.layers) {
-        for (const auto operand : operands) {
+        for (const Product& product : kProducts) {
           const DType dtype = test::kAllTypes[++turn % 3];
-          layer.*operand = std::max(dtype, activations);  // wider formats come first
+          layer.*product.format = std::max(dtype, activations);  // wider formats come first
         }
       }
       const auto model = std::make_shared<Model>(device, kConfig, checkpoint.tensors, policy);

@@ -29,6 +29,7 @@ PRODUCT_LINEARS: dict[str, tuple[str, ...]] = {
     "self_qkv": ("self_attn.q", "self_attn.k", "self_attn.v"),
     "self_o": ("self_attn.o",),
     "cross_q": ("cross_attn.q",),
+    "cross_kv": ("cross_attn.k", "cross_attn.v", "cross_attn.k_img", "cross_attn.v_img"),
     "cross_o": ("cross_attn.o",),
     "audio_q": ("audio_cross_attn.q_linear",),
     "audio_o": ("audio_cross_attn.proj",),
