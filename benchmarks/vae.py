@@ -11,18 +11,21 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.nn import functional as F
 
 from benchmarks.machine import weights_hash
 from benchmarks.options import picture_size, positive
 from benchmarks.plain_vae import PlainDecoder
 from benchmarks.spread import FIELDS as SPREAD
 from benchmarks.spread import median_ratio, spread
+from benchmarks.timing import Clock
 from liveact.checkpoint import PthTensors, load_pth
 from liveact.demo_weights import random_vae
 from liveact.devices import open_devices
@@ -48,6 +51,8 @@ FIELDS: dict[str, Any] = {
     "relative_difference": float,  # to the released way, first block, before rounding to uint8
     "state_bytes": int,
     "parameters": int,
+    # Each shape of convolution as conv3d and as conv2d of three frames side by side.
+    "convolutions": [{"shape": str, "count": int, "conv3d_tflops": float, "conv2d_tflops": float}],
     "endurance": {"blocks": int, "early_ms": float, "late_ms": float, "base_width": int},
 }
 
@@ -112,6 +117,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "relative_difference": ((found - expected).norm() / expected.norm()).item(),
         "state_bytes": ours.state.size_bytes,
         "parameters": vae.parameter_count,
+        "convolutions": _convolutions(vae, latent_size, options.frames_per_call, dtype),
         "endurance": _endurance(vae, options, latent_size, on_cpu),
     }
 
@@ -162,6 +168,46 @@ def _psnr_db(found: torch.Tensor, expected: torch.Tensor) -> float:
     if error == 0:
         raise LiveActError("vae: expected bf16 to differ from fp32, found equal pictures")
     return 10 * torch.log10(torch.tensor(4.0 / error)).item()
+
+
+def _convolutions(
+    vae: WanVAE, latent_size: tuple[int, int], frames_per_call: int, dtype: torch.dtype
+) -> list[dict[str, Any]]:
+    """The rates of the 3×3×3 convolutions of a call, each shape once, in the two ways that torch
+    offers: what the decoder runs on this device is one of them (liveact/vae_ops.py)."""
+    device = vae.device
+    clock = Clock(device)
+    plan = vae.decoder.plan(frames_per_call, *latent_size)
+    uses = [use for use in plan if use.conv.weight.shape[2:] == (3, 3, 3)]
+    shapes = Counter((use.shape, tuple(use.conv.weight.shape)) for use in uses)
+    rows = []
+    for (window_shape, weight_shape), count in shapes.items():
+        window = torch.randn(window_shape, device=device).to(dtype)
+        weight = torch.randn(weight_shape, device=device).to(dtype)
+        cubes = weight.contiguous(memory_format=torch.channels_last_3d)
+        squares = weight.transpose(1, 2).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        frames = window_shape[0] - 2
+
+        def conv3d(window: torch.Tensor = window, cubes: torch.Tensor = cubes) -> torch.Tensor:
+            return F.conv3d(window.permute(3, 0, 1, 2).unsqueeze(0), cubes, padding=(0, 1, 1))
+
+        def conv2d(
+            window: torch.Tensor = window, squares: torch.Tensor = squares, frames: int = frames
+        ) -> torch.Tensor:
+            wide = torch.cat([window[i : i + frames] for i in range(3)], dim=3)
+            return F.conv2d(wide.permute(0, 3, 1, 2), squares, padding=1)
+
+        flop = 2 * weight.numel() * frames * window_shape[1] * window_shape[2]
+        row: dict[str, Any] = {
+            "shape": f"{frames}×{window_shape[1]}×{window_shape[2]}×{window_shape[3]}"
+            f" → {weight_shape[0]}",
+            "count": count,
+        }
+        for name, call in (("conv3d", conv3d), ("conv2d", conv2d)):
+            ms = statistics.median(clock.samples_ms(call, 5, cold=False))
+            row[f"{name}_tflops"] = flop / ms / 1e9
+        rows.append(row)
+    return rows
 
 
 def _endurance(
@@ -215,6 +261,11 @@ def print_table(result: dict[str, Any], console: Console) -> None:
     )
     if result["psnr_db"] is not None:
         console.print(f"PSNR against fp32: {result['psnr_db']:.1f} dB")
+    for row in result["convolutions"]:
+        console.print(
+            f"{row['count']} × {row['shape']}: {row['conv3d_tflops']:.2f} TFLOP/s as conv3d, "
+            f"{row['conv2d_tflops']:.2f} as conv2d"
+        )
     endurance = result["endurance"]
     console.print(
         f"{endurance['blocks']} blocks at base width {endurance['base_width']}: "

@@ -33,5 +33,8 @@ def test_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert result["relative_difference"] < 1e-5
     assert result["endurance"]["blocks"] == 3 and result["psnr_db"] is None
     assert result["state_bytes"] > 0 and result["sizes"]["base_width"] == 8
+    # conv_in, conv_out, and the residual blocks: 4 shapes of one width, 1 that widens.
+    assert [row["count"] for row in result["convolutions"]].count(1) >= 3
+    assert sum(row["count"] for row in result["convolutions"]) == 2 + 2 * 14
     text = capsys.readouterr().out
     assert "released way" in text and "not timed" in text

@@ -126,9 +126,14 @@ class WanVAE(nn.Module):
         vae = vae.to(device)
         if launch is not None:
             vae._decoder_ops = KernelOps(launch)
-        if vae._mean.device.type == "cuda":
-            vae._queue = DecodeQueue(vae._mean.device)
+        if vae.device.type == "cuda":
+            vae._queue = DecodeQueue(vae.device)
         return vae
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._mean.device
 
     @property
     def base_width(self) -> int:
@@ -164,8 +169,8 @@ class WanVAE(nn.Module):
         frames = video[0].permute(1, 2, 3, 0).to(self._mean)  # [T, H, W, 3]
         state = EncoderState(self._ops)
         state.allocate(self.encoder.plan(TEMPORAL_STRIDE, *shape[3:]), frames.device)
-        # Not in TF32, which is what cuDNN makes of fp32 unless told otherwise: its 10 bits of mantissa
-        # are worth 1e-3, and what a session starts from stays with it.
+        # Not in TF32, which is what cuDNN makes of fp32 unless told otherwise: its 10 bits of
+        # mantissa are worth 1e-3, and what a session starts from stays with it.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             moments = [
                 self.encoder(part.contiguous(), state)
@@ -199,7 +204,7 @@ class WanVAE(nn.Module):
         Raises InputError for a state of another VAE.
         """
         with self._on_stream():
-            state.restore(saved, self._mean.device)
+            state.restore(saved, self.device)
 
     def decoder_bytes(
         self,
@@ -259,7 +264,7 @@ class WanVAE(nn.Module):
             )
         if state.latent_size is None:
             with self._on_stream():
-                state.open(size, self._mean.device)
+                state.open(size, self.device)
 
     def _on_stream(self) -> AbstractContextManager[None]:
         """Where memory of decoders is made and changed: torch reuses it in the stream's order."""

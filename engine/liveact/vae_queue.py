@@ -71,7 +71,8 @@ class DecodeQueue:
         staged = []
         with self._lock, torch.cuda.stream(self.stream):
             for part in state.calls(latents):
-                staged.append(self._to_host(self._enqueue(part, state, call)))
+                with torch.cuda.nvtx.range("decode"):
+                    staged.append(self._to_host(self._enqueue(part, state, call)))
         for host, event in staged:
             event.synchronize()
             yield host.numpy().copy()  # the pinned memory goes back to torch's pool
