@@ -33,6 +33,7 @@ BENCHMARKS = {
     "block": "one denoised block in steady state, by stage, beside plain PyTorch",
     "vae": "the streaming decode of one block, beside the released way",
     "session": "live audio at real-time pace, as a viewer sees it; memory over hours",
+    "profile": "a session for Nsight, and what instrumentation costs",
     "paper": "the paper's Tables 3 and 5 measured here beside the published; scaling",
 }
 

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 
 from liveact.dit import PRECISIONS
+from liveact.errors import InputError
+from liveact.media import check_size
 
 
 def positive(text: str) -> int:
@@ -16,13 +18,15 @@ def positive(text: str) -> int:
 
 
 def picture_size(text: str) -> tuple[int, int]:
-    """`512x512` → (width, height), multiples of 16, for argparse."""
+    """`512x512` → (width, height), as the engine takes it, for argparse."""
     width, x, height = text.lower().partition("x")
     if not (x and width.isdecimal() and height.isdecimal()) or len(text) > 15:
         raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT such as 512x512, got {text!r}")
     size = int(width), int(height)
-    if min(size) < 16 or size[0] % 16 or size[1] % 16:
-        raise argparse.ArgumentTypeError(f"expected multiples of 16 such as 512x512, got {text!r}")
+    try:
+        check_size(*size)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return size
 
 
@@ -40,7 +44,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=picture_size,
         metavar="WxH",
-        help="picture, multiples of 16; default: 512x512 on CUDA, 256x256 on the CPU",
+        help="picture, multiples of 16; default: 512x512 on CUDA, 192x192 on the CPU",
     )
     parser.add_argument(
         "--precision", choices=PRECISIONS, help="default: fp32 on the CPU, fp8 on CUDA"

@@ -13,7 +13,7 @@ import gc
 import resource
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from benchmarks.playback import Arrival
 from liveact.dit import MemoryPolicy
 from liveact.engine import Engine
 from liveact.errors import InputError, SessionError
-from liveact.session import Session
+from liveact.session import Chunk, Session
 
 RATE_HZ = 16_000
 PIECE_S = 0.02
@@ -123,9 +123,11 @@ class Recorder:
         self.rss_bytes: list[int] = []
         self.device_bytes: list[int] = []
 
-    def take(self, session: Session) -> None:
+    def take(self, session: Session, see: Callable[[Chunk], None] | None = None) -> None:
         for chunk in session:
             now_s = time.perf_counter()
+            if see is not None:
+                see(chunk)
             self.arrivals.append(Arrival(now_s, chunk.pts, len(chunk.frames) / FPS, chunk.block))
             if chunk.last_of_block:
                 self.timings.append(chunk.timings)
@@ -137,15 +139,25 @@ class Recorder:
 
 
 def run(
-    engine: Engine, seconds: float, *, live: bool, size: tuple[int, int], seed: int
+    engine: Engine,
+    seconds: float,
+    *,
+    live: bool,
+    size: tuple[int, int],
+    seed: int,
+    trace: Path | None = None,
+    see: Callable[[Chunk], None] | None = None,
 ) -> tuple[Recorder, float]:
-    """One session; its chunks, and when its speech began (`time.perf_counter`)."""
+    """One session; its chunks, and when its speech began (`time.perf_counter`).
+
+    trace: as for `Engine.open_session`. see: called with every chunk as it arrives.
+    """
     gc.collect()
     recorder = Recorder(engine)
-    with _open(engine, size, seed) as session:
+    with _open(engine, size, seed, trace) as session:
         feeder = Feeder(session, seconds, live, seed)
         feeder.start()
-        recorder.take(session)
+        recorder.take(session, see)
         feeder.join()
     return recorder, feeder.started_s
 
@@ -163,9 +175,9 @@ def first_chunk(engine: Engine, *, live: bool, size: tuple[int, int], seed: int)
     return {"open_s": opened_s - start_s, "first_chunk_s": now_s - feeder.started_s}
 
 
-def _open(engine: Engine, size: tuple[int, int], seed: int) -> Session:
+def _open(engine: Engine, size: tuple[int, int], seed: int, trace: Path | None = None) -> Session:
     return engine.open_session(
-        image=PORTRAIT, prompt="A person is speaking.", size=size, fps=FPS, seed=seed
+        image=PORTRAIT, prompt="A person is speaking.", size=size, fps=FPS, seed=seed, trace=trace
     )
 
 
