@@ -142,6 +142,14 @@ struct GemmPlans::Plan {
   void set(int attribute, const T& value) {
     lt.check(lt.desc_set(desc, attribute, &value, sizeof(value)), "cublasLtMatmulDescSetAttribute");
   }
+
+  void point(const GemmShape& shape, const GemmOperands& operands) {
+    if (shape.operands == DType::f8) {
+      set(kDescAScalePointer, operands.weight_scale);
+      set(kDescBScalePointer, operands.x_scale);
+    }
+    if (shape.bias) set(kDescBiasPointer, operands.bias);
+  }
 };
 
 GemmPlans::GemmPlans(const Driver& driver, const CublasLt& lt, CublasLtHandle handle,
@@ -155,7 +163,8 @@ GemmPlans::GemmPlans(const Driver& driver, const CublasLt& lt, CublasLtHandle ha
 
 GemmPlans::~GemmPlans() = default;
 
-std::unique_ptr<GemmPlans::Plan> GemmPlans::describe(const GemmShape& shape) {
+std::unique_ptr<GemmPlans::Plan> GemmPlans::describe(const GemmShape& shape,
+                                                     const GemmOperands& operands) {
   auto plan = std::make_unique<Plan>(lt_);
   lt_.check(lt_.desc_create(&plan->desc, kCompute32F, kCudaR32F), "cublasLtMatmulDescCreate");
   plan->set(kDescTransA, kOpTranspose);
@@ -165,12 +174,14 @@ std::unique_ptr<GemmPlans::Plan> GemmPlans::describe(const GemmShape& shape) {
   }
   plan->set(kDescEpilogue, shape.bias ? kEpilogueBias : kEpilogueDefault);
   if (shape.bias) plan->set(kDescBiasDataType, cuda_type(shape.out));
-  const int operands = cuda_type(shape.operands);
+  // NOTE: without the scales cuBLASLt suggests nothing ("requires a custom pointer", status 7).
+  plan->point(shape, operands);
+  const int type = cuda_type(shape.operands);
   const auto layout = [&](MatrixLayout* target, int type, int64_t rows, int64_t cols) {
     lt_.check(lt_.layout_create(target, type, rows, cols, rows), "cublasLtMatrixLayoutCreate");
   };
-  layout(&plan->a, operands, shape.k, shape.n);  // weight [N, K] row-major = [K, N] column-major
-  layout(&plan->b, operands, shape.k, shape.m);
+  layout(&plan->a, type, shape.k, shape.n);  // weight [N, K] row-major = [K, N] column-major
+  layout(&plan->b, type, shape.k, shape.m);
   layout(&plan->out, cuda_type(shape.out), shape.n, shape.m);
   return plan;
 }
@@ -205,7 +216,7 @@ void GemmPlans::choose(CUstream stream) {
   const std::lock_guard lock(choices_.mutex);
   for (const auto& [shape, operands] : noted_) {
     if (plans_.contains(shape)) continue;
-    std::unique_ptr<Plan> plan = describe(shape);
+    std::unique_ptr<Plan> plan = describe(shape, operands);
     const auto known = choices_.algorithms.find(shape);
     plan->algorithm = known != choices_.algorithms.end() ? known->second
                                                          : fastest(shape, *plan, operands, stream);
@@ -243,11 +254,7 @@ MatmulAlgo GemmPlans::fastest(const GemmShape& shape, Plan& plan, const GemmOper
 
 cublasStatus GemmPlans::multiply(const GemmShape& shape, Plan& plan, const MatmulAlgo& algorithm,
                                  const GemmOperands& operands, CUstream stream) {
-  if (shape.operands == DType::f8) {
-    plan.set(kDescAScalePointer, operands.weight_scale);
-    plan.set(kDescBScalePointer, operands.x_scale);
-  }
-  if (shape.bias) plan.set(kDescBiasPointer, operands.bias);
+  plan.point(shape, operands);
   const float alpha = 1.0f;
   const float beta = shape.accumulate ? 1.0f : 0.0f;
   return lt_.matmul(handle_, plan.desc, &alpha, operands.weight, plan.a, operands.x, plan.b, &beta,
@@ -258,7 +265,7 @@ cublasStatus GemmPlans::multiply(const GemmShape& shape, Plan& plan, const Matmu
 void GemmPlans::run(const GemmShape& shape, const GemmOperands& operands, CUstream stream) {
   std::unique_ptr<Plan>& plan = plans_[shape];
   if (plan == nullptr) {
-    std::unique_ptr<Plan> made = describe(shape);
+    std::unique_ptr<Plan> made = describe(shape, operands);
     made->algorithm = suggestions(shape, *made, 1)[0];
     plan = std::move(made);
   }

@@ -142,7 +142,7 @@ class GemmPlans {
 
  private:
   struct Plan;
-  std::unique_ptr<Plan> describe(const GemmShape& shape);
+  std::unique_ptr<Plan> describe(const GemmShape& shape, const GemmOperands& operands);
   std::vector<MatmulAlgo> suggestions(const GemmShape& shape, const Plan& plan, int at_most);
   MatmulAlgo fastest(const GemmShape& shape, Plan& plan, const GemmOperands& operands,
                      CUstream stream);
