@@ -176,12 +176,12 @@ std::unique_ptr<GemmPlans::Plan> GemmPlans::describe(const GemmShape& shape,
   if (shape.bias) plan->set(kDescBiasDataType, cuda_type(shape.out));
   // NOTE: without the scales cuBLASLt suggests nothing ("requires a custom pointer", status 7).
   plan->point(shape, operands);
-  const int type = cuda_type(shape.operands);
-  const auto layout = [&](MatrixLayout* target, int type, int64_t rows, int64_t cols) {
-    lt_.check(lt_.layout_create(target, type, rows, cols, rows), "cublasLtMatrixLayoutCreate");
+  const int operand = cuda_type(shape.operands);
+  const auto layout = [&](MatrixLayout* target, int format, int64_t rows, int64_t cols) {
+    lt_.check(lt_.layout_create(target, format, rows, cols, rows), "cublasLtMatrixLayoutCreate");
   };
-  layout(&plan->a, type, shape.k, shape.n);  // weight [N, K] row-major = [K, N] column-major
-  layout(&plan->b, type, shape.k, shape.m);
+  layout(&plan->a, operand, shape.k, shape.n);  // weight [N, K] row-major = [K, N] column-major
+  layout(&plan->b, operand, shape.k, shape.m);
   layout(&plan->out, cuda_type(shape.out), shape.n, shape.m);
   return plan;
 }
