@@ -7,12 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.conftest import relative_error
 from tests.cuda.fake import REPOSITORY, FakeCuda
+from tests.pipeline_helpers import demo_checkpoint, speech, write_wav
 
 
 @pytest.mark.parametrize(
@@ -59,3 +63,47 @@ def test_cuda_backend_under_the_interpreter(
     assert len(names) == blocks + 2
     assert int(metadata["graphs"]) == graphs
     assert "self_attention." + ("f8" if precision == "fp8" else "bf16") in metadata["launched"]
+
+
+def test_generate_on_a_cuda_device(tmp_path: Path, compiled_kernels: Path) -> None:
+    """The main job from the command line to the mp4, every launch by the interpreter.
+
+    Bound: the pictures are at most twice as far from those of fp32 as the CPU's in fp8 are.
+    """
+    fake = FakeCuda.build(tmp_path)
+    audio = write_wav(tmp_path / "speech.wav", speech(1.1))  # ⌊1.1 · 20 / 32⌋ + 1 = 1 block
+
+    def generate(name: str, command: list[str]) -> tuple[torch.Tensor, str]:
+        out = tmp_path / name
+        command += [
+            "--checkpoint",
+            str(demo_checkpoint()),
+            "--audio",
+            str(audio),
+            "--out",
+            str(out),
+        ]
+        command += ["--image", str(REPOSITORY / "examples" / "portrait.png"), "--size", "32x32"]
+        environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", *command, "--prompt", "A person is speaking."],
+            cwd=REPOSITORY,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        with av.open(str(out)) as file:
+            frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+        return torch.from_numpy(np.stack(frames)).float(), done.stdout
+
+    cli = ["liveact.cli", "generate", "--device", "cpu", "--precision"]
+    exact, _ = generate("fp32.mp4", [*cli, "fp32"])
+    cpu, _ = generate("fp8.mp4", [*cli, "fp8"])
+    fake_cuda = ["tests.cuda.interpreted_generate", fake.path, str(compiled_kernels)]
+    cuda, output = generate("cuda.mp4", fake_cuda)
+    assert cuda.shape == cpu.shape == exact.shape == (21, 32, 32, 3)
+    assert "cuda:0, fp8; encoders on cpu, VAE on cpu" in output
+    assert "self_attention" in output and "update_memory" in output
+    assert 0 < (cuda - exact).norm() <= 2 * (cpu - exact).norm()
