@@ -5,7 +5,8 @@
 token's latent frame, row and column, quantisation per head. Writes q and K, both [H, M, hd].
 `split_qkv.v.{f8,bf16}`: one program per 128 (64 in bf16) tokens of a head. Quantises with the
 head's fixed scale and transposes: V is [H, hd, v_stride], v_stride a multiple of 128, at least M.
-Columns from M on are never written: whoever allocates the segment fills them with zeros, once.
+Columns from M on become zeros: attention multiplies them by a P of 0, and what was there before may
+be a NaN, since layers of another format, and blocks of another length, use the same memory.
 
 DRAM traffic is the minimum: qkv is read once, q, K and V are written once, in rows of 128 bytes.
 At M = 8192, D = 5120, fp8: 252 MB read + 126 MB written + 5 MB of scales and gains = 100 µs at
@@ -107,11 +108,11 @@ def split_queries_keys(
 
 
 @triton.jit
-def store_values(at, inside, values, inverse_scale, F8: tl.constexpr):
+def store_values(at, values, inverse_scale, F8: tl.constexpr):
     if F8:
-        tl.store(at, tl.trans(encode(values, inverse_scale)), mask=inside)
+        tl.store(at, tl.trans(encode(values, inverse_scale)))
     else:
-        tl.store(at, tl.trans(values.to(tl.bfloat16)), mask=inside)
+        tl.store(at, tl.trans(values.to(tl.bfloat16)))
 
 
 @triton.jit
@@ -134,13 +135,12 @@ def split_values(
     source = qkv + token[:, None].to(tl.int64) * width + (2 * heads + head) * HD + dim[None, :]
     target = v + (head * HD + dim[:, None]) * v_stride + token[None, :]
     inverse = tl.div_rn(1.0, tl.load(v_scale + head)) if F8 else 1.0
-    # Only a tile without a mask can store 16 bytes at a time, and all but the last have none.
+    # Only a tile without a mask can load 16 bytes at a time, and all but the last have none.
     if first + TOKENS <= rows:
-        store_values(target, None, tl.load(source).to(tl.float32), inverse, F8)
+        store_values(target, tl.load(source).to(tl.float32), inverse, F8)
     else:
-        inside = token < rows
-        values = tl.load(source, mask=inside[:, None], other=0.0).to(tl.float32)
-        store_values(target, inside[None, :], values, inverse, F8)
+        values = tl.load(source, mask=(token < rows)[:, None], other=0.0).to(tl.float32)
+        store_values(target, values, inverse, F8)
 
 
 QK_TUNING = {"default": Launch(num_warps=4)}
@@ -198,11 +198,11 @@ def _v_spec(f8: bool) -> Spec:
             "v_scale": "*f32:4",
             "rows": "i32",
             "heads": "i32",
-            "v_stride": "i32:16",
+            "v_stride": "i32:128",
         },
         constexprs={"HD": HEAD_DIM, "F8": f8},
         launch=V_TUNING_F8 if f8 else V_TUNING_BF16,
-        grid=((Ceil("rows", "TOKENS"),), (Ceil("heads"),), (1,)),
+        grid=((Ceil("v_stride", "TOKENS"),), (Ceil("heads"),), (1,)),
         reason="128 tokens in fp8 and 64 in bf16 make a row of the transposed store one 128-byte "
         "line; the transpose goes through shared memory, 32 KB at most, so 6 programs fit an SM.",
         ops=("split_qkv",),

@@ -25,7 +25,7 @@ from tests.kernels.memory_layout import (
 )
 
 EPS = 1e-6
-SENTINEL = 0x55  # a code that no padding column should lose
+SENTINEL = 0xFF  # of a NaN in both formats: no padding column should keep it
 
 
 def ids(case: KernelCase) -> str:
@@ -90,8 +90,7 @@ def test_split_qkv(case: KernelCase, f8: bool) -> None:
     )
     v = token_major(current.v, m)
     assert torch.equal(v.view(torch.uint8), cpu_v.view(torch.uint8))  # no sum: bit for bit
-    padding = current.v[:, :, m:].contiguous().view(torch.uint8)
-    assert (padding == SENTINEL).all()
+    assert not current.v[:, :, m:].float().any()  # zeros, whatever was there
     if f8:
         reference.check_f8(q, q_scale, queries)
         reference.check_f8(current.k, current.k_scale, keys)
