@@ -32,8 +32,10 @@ WITHOUT_KERNEL = {
     "begin_record": "CUDA graphs",
     "end_record": "CUDA graphs",
     "forget": "CUDA graphs",
-    "push_range": "NVTX",
-    "pop_range": "NVTX",
+    "begin_plan": "choice of the products' algorithms",
+    "end_plan": "choice of the products' algorithms",
+    "mark": "events",
+    "marked_ms": "events",
 }
 
 
