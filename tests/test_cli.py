@@ -125,6 +125,13 @@ def test_options_that_work(run: Run, tmp_path: Path, wav: Path, changes: dict[st
     assert len(decode(tmp_path / "video.mp4")[0]) == 21
 
 
+def test_an_edit_that_is_never_reached_is_told(run: Run, tmp_path: Path, wav: Path) -> None:
+    code, output, errors = run(*generate(wav, tmp_path, edit="1:late"))
+    assert (code, errors) == (0, "")
+    assert f"edit of block 1: never reached, {wav} makes 1 blocks" in output
+    assert "never reached" not in run(*generate(wav, tmp_path, edit="0:first"))[1]
+
+
 @pytest.mark.parametrize("fps", [20, 25])
 def test_silence_is_audio(run: Run, tmp_path: Path, fps: int) -> None:
     wav = write_wav(tmp_path / "silence.wav", np.zeros((16_000, 1)))

@@ -135,13 +135,13 @@ def _generate(options: argparse.Namespace) -> None:
     from liveact.audio import exact_fps
     from liveact.devices import open_devices
     from liveact.engine import VAE_DECODES, Engine
-    from liveact.generate import Edit, audio_mode, table, write_video
+    from liveact.generate import Edit, audio_mode, table, unreached, write_video
     from liveact.media import check_size, open_audio, read_image
 
     # Everything that can be refused is, before anything large is loaded.
     size = _size(options.size)
     check_size(*size)
-    exact_fps(options.fps)
+    fps = exact_fps(options.fps)
     edits = [Edit.parse(text) for text in options.edit]
     _check_choice("memory", options.memory, ("sequential", "sharded", "mean"))
     _check_choice("vae-decode", options.vae_decode, VAE_DECODES)
@@ -155,6 +155,8 @@ def _generate(options: argparse.Namespace) -> None:
     audio = open_audio(options.audio)
     mode = audio_mode(audio)
     print(f"device: {devices.reason}; audio encoded as {mode}")
+    for line in unreached(edits, audio, fps):
+        print(line)
     engine = Engine.load(
         options.checkpoint,
         device=options.device,

@@ -63,6 +63,18 @@ def num_blocks(seconds: float, fps: Fraction) -> int:
     return math.floor(seconds * fps / BLOCK_FRAMES) + 1
 
 
+def unreached(edits: list[Edit], audio: AudioFile, fps: Fraction) -> list[str]:
+    """A line for each edit that begins after the last block, where the length is known."""
+    if audio.duration_s is None:
+        return []
+    count = num_blocks(audio.duration_s, fps)
+    return [
+        f"edit of block {edit.first}: never reached, {audio.path} makes {count} blocks"
+        for edit in edits
+        if edit.first >= count
+    ]
+
+
 def audio_mode(audio: AudioFile) -> Literal["stream", "whole"]:
     """`whole` for clips that are known to be short."""
     return (
@@ -93,17 +105,26 @@ def write_video(
                 report.add(chunk, session.fps, rows)
     except SessionError as error:
         if errors:
-            raise errors[0] from None
+            raise _named(errors[0], audio) from None
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, InputError):
             cause = cause.__cause__
-        raise cause or error from None
+        if cause is None:
+            raise
+        raise _named(cause, audio) from None
     except StopIteration:
         raise InputError(f"{audio.path}: expected audio to make a block of, got none") from None
     finally:
         session.close()
         feeder.join()
     return rows
+
+
+def _named(error: BaseException, audio: AudioFile) -> BaseException:
+    """Bad input, with the file that it came from: a session knows samples only."""
+    if isinstance(error, InputError) and str(audio.path) not in str(error):
+        return InputError(f"{audio.path}: {error}")
+    return error
 
 
 def _feed(session: Session, audio: AudioFile, errors: list[BaseException]) -> None:
