@@ -150,7 +150,9 @@ void CudaOps::begin_record(int key) {
   if (planning_) return;
   if (graphs_.emplace(key, nullptr).second) return;
   const ContextScope scope(driver_, device_.context());
-  LIVEACT_DRIVER(driver_, capture_begin(stream_, kCaptureThreadLocal));
+  // Relaxed: nothing here is unsafe to capture, and only such a capture may be ended by the thread
+  // that closes a queue whose recording was cancelled.
+  LIVEACT_DRIVER(driver_, capture_begin(stream_, kCaptureRelaxed));
   recording_ = key;
 }
 

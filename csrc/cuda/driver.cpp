@@ -5,7 +5,9 @@
 namespace liveact::cuda {
 
 DynamicLibrary::DynamicLibrary(const std::string& name)
-    : name_(name), handle_(dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) {
+    : name_(name),
+      // It stays in the process: drivers do not expect to be unloaded, and torch may open it again.
+      handle_(dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE)) {
   if (handle_ == nullptr) {
     const char* reason = dlerror();
     detail::fail<DeviceError>("expected the library ", name,

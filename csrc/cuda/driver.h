@@ -31,7 +31,7 @@ constexpr int kComputeCapabilityMinor = 76;
 constexpr int kMaxSharedMemoryOptin = 97;
 constexpr int kFunctionMaxDynamicShared = 8;
 constexpr unsigned kStreamNonBlocking = 1;
-constexpr int kCaptureThreadLocal = 1;
+constexpr int kCaptureRelaxed = 2;
 
 // X(member, symbol in libcuda, parameters): every function the runtime calls.
 #define LIVEACT_DRIVER_FUNCTIONS(X)                                                                \
