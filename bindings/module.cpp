@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "bind_ops.h"
+#include "calibrate.h"
 #include "cpu/cpu_backend.h"
 #include "cuda/cuda_backend.h"
 #include "error.h"
@@ -289,6 +290,25 @@ PYBIND11_MODULE(_core, m) {
       },
       py::arg("address"), py::arg("dtype"), py::arg("shape"),
       "(fp8 codes, one scale per row) of a weight in host memory, as a model makes them.");
+  py::class_<CalibrationDevice, Device, std::shared_ptr<CalibrationDevice>>(
+      m, "CalibrationDevice", "A device that measures what FP8 would cost, see csrc/calibrate.h.")
+      .def(py::init<std::shared_ptr<Device>>(), py::arg("device"))
+      .def("watch", &CalibrationDevice::watch, py::arg("model"))
+      .def(
+          "errors",
+          [](const CalibrationDevice& self) {
+            std::vector<std::map<std::string, std::vector<std::pair<double, double>>>> result;
+            for (const LayerErrors& layer : self.errors()) {
+              auto& target = result.emplace_back();
+              for (size_t p = 0; p < kProducts.size(); ++p) {
+                auto& sums = target[kProducts[p].name];
+                for (const SquaredError& e : layer[p]) sums.emplace_back(e.difference, e.reference);
+              }
+            }
+            return result;
+          },
+          "Per layer: product -> (|fp8 - wide|^2, |wide|^2) of each of its linears, or of "
+          "attention, summed over all that ran.");
   m.def(
       "required_bytes",
       [](Device& device, const ModelConfig& config, const py::object& precision,

@@ -124,24 +124,26 @@ struct Layer {
   RangeName range;  // "layer 12"
 };
 
-// The products of a layer that a precision policy is about, and attention, which has no weight. The
-// names are those of policy files.
+// What a precision policy chooses a format for, with the linears that have it (attention has none).
+// The names are those of policy files.
 struct Product {
   const char* name;
   DType LayerPrecision::* format;
-  Linear Layer::* linear;  // null for attention
+  std::array<Linear Layer::*, 4> linears;  // null after the last
 };
 inline constexpr std::array<Product, 10> kProducts = {{
-    {"self_qkv", &LayerPrecision::self_qkv, &Layer::self_qkv},
-    {"self_o", &LayerPrecision::self_o, &Layer::self_o},
-    {"cross_q", &LayerPrecision::cross_q, &Layer::cross_q},
-    {"cross_kv", &LayerPrecision::cross_kv, &Layer::text_k},  // and text_v, image_k, image_v
-    {"cross_o", &LayerPrecision::cross_o, &Layer::cross_o},
-    {"audio_q", &LayerPrecision::audio_q, &Layer::audio_q},
-    {"audio_o", &LayerPrecision::audio_o, &Layer::audio_o},
-    {"ffn_up", &LayerPrecision::ffn_up, &Layer::ffn_up},
-    {"ffn_down", &LayerPrecision::ffn_down, &Layer::ffn_down},
-    {"attention", &LayerPrecision::attention, nullptr},
+    {"self_qkv", &LayerPrecision::self_qkv, {&Layer::self_qkv}},
+    {"self_o", &LayerPrecision::self_o, {&Layer::self_o}},
+    {"cross_q", &LayerPrecision::cross_q, {&Layer::cross_q}},
+    {"cross_kv",
+     &LayerPrecision::cross_kv,
+     {&Layer::text_k, &Layer::text_v, &Layer::image_k, &Layer::image_v}},
+    {"cross_o", &LayerPrecision::cross_o, {&Layer::cross_o}},
+    {"audio_q", &LayerPrecision::audio_q, {&Layer::audio_q}},
+    {"audio_o", &LayerPrecision::audio_o, {&Layer::audio_o}},
+    {"ffn_up", &LayerPrecision::ffn_up, {&Layer::ffn_up}},
+    {"ffn_down", &LayerPrecision::ffn_down, {&Layer::ffn_down}},
+    {"attention", &LayerPrecision::attention, {}},
 }};
 
 // Bytes that the weights of all layers take on a device, from shapes alone (fp8 scales included).

@@ -107,6 +107,22 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--precision", default="fp8", help="fp8 or a policy file (default fp8)")
     p.set_defaults(run=_convert)
 
+    p = commands.add_parser("calibrate", help="what fp8 costs each product; writes a policy file")
+    p.add_argument("directory", type=Path)
+    p.add_argument("--out", type=Path, required=True, help="the policy, JSON")
+    p.add_argument("--image", type=Path, help="default: random features")
+    p.add_argument("--audio", type=Path, help="default: random features")
+    p.add_argument("--prompt", help="default: random features")
+    p.add_argument("--wav2vec", type=Path, help="default: wav2vec in the checkpoint")
+    p.add_argument("--size", default="512x512", help="WIDTHxHEIGHT, multiples of 16")
+    p.add_argument("--blocks", type=int, default=3, help="how many are measured (default 3)")
+    p.add_argument(
+        "--threshold", type=float, default=0.05, help="largest error for fp8 (default 0.05)"
+    )
+    p.add_argument("--seed", type=int, default=42)
+    p.add_argument("--device", help="cpu or cuda:N; default: CUDA where usable, else cpu")
+    p.set_defaults(run=_calibrate)
+
     p = commands.add_parser("doctor", help="what is usable on this machine, and why not")
     p.set_defaults(run=_doctor)
     return parser
@@ -246,6 +262,47 @@ def _convert(options: argparse.Namespace) -> None:
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     print(f"{options.out}: {result}")
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from liveact.calibrate import calibrate, check_arguments, conditioning, tables, write_policy
+    from liveact.devices import open_devices
+    from liveact.dit import open_weights
+
+    size = _size(options.size)
+    check_arguments(size, options.blocks, options.threshold)
+    inputs = [path for path in (options.image, options.audio) if path is not None]
+    _check_output(options.out, inputs)
+    devices = open_devices(options.device, None, "bf16")
+    config, _ = open_weights(options.directory)
+    given = conditioning(
+        options.directory,
+        config,
+        size,
+        options.blocks,
+        options.seed,
+        prompt=options.prompt,
+        image=options.image,
+        audio=options.audio,
+        wav2vec=options.wav2vec,
+    )
+    print(f"device: {devices.name}; {given.origin}")
+    with Progress(disable=not _terminal()) as bar:
+        task = bar.add_task("blocks", total=None)
+        result = calibrate(
+            options.directory,
+            devices.core,
+            given,
+            threshold=options.threshold,
+            seed=options.seed,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    write_policy(options.out, result.policy)
+    Console().print(tables(result))
+    print(f"{options.out}: {result.policy}")
 
 
 def _terminal() -> bool:

@@ -161,7 +161,7 @@ class Engine:
         digest.update(repr(tuple(picture.shape)).encode())
 
         def encode() -> EncodedPicture:
-            return self._image_encoder.encode(picture[None])[0], self._condition(picture)
+            return self._image_encoder.encode(picture[None])[0], condition_on(self.vae, picture)
 
         return self._pictures.get(digest.digest(), encode)
 
@@ -229,14 +229,15 @@ class Engine:
             audio_dim=int(self.dit.config.audio_dim),
         )
 
-    def _condition(self, picture: torch.Tensor) -> torch.Tensor:
-        """picture [3, H, W] → y [20, 14, h, w]: the mask of the known frame, the encoded image."""
-        video = torch.zeros(1, 3, CONDITION_FRAMES, *picture.shape[1:])
-        video[0, :, 0] = picture
-        encoded = self.vae.encode(video)[0].cpu()  # [16, 14, h, w]
-        mask = torch.zeros(4, *encoded.shape[1:])
-        mask[:, 0] = 1.0
-        return torch.cat([mask, encoded])
+
+def condition_on(vae: WanVAE, picture: torch.Tensor) -> torch.Tensor:
+    """picture [3, H, W] → y [20, 14, h, w]: the mask of the known frame, the encoded image."""
+    video = torch.zeros(1, 3, CONDITION_FRAMES, *picture.shape[1:])
+    video[0, :, 0] = picture
+    encoded = vae.encode(video)[0].cpu()  # [16, 14, h, w]
+    mask = torch.zeros(4, *encoded.shape[1:])
+    mask[:, 0] = 1.0
+    return torch.cat([mask, encoded])
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
