@@ -319,7 +319,8 @@ PYBIND11_MODULE(_core, m) {
         const StreamOptions options =
             stream_options(latent_height, latent_width, slots, "sequential", "token", "key",
                            audio_guidance, max_image_tokens);
-        return std::make_pair(weight_bytes(config, policy, dtype_from_name(stored)),
+        return std::make_pair(weight_bytes(config, policy, dtype_from_name(stored)) +
+                                  constant_bytes(device, config, policy),
                               Stream::required_bytes(device, config, policy, options));
       },
       py::arg("device"), py::arg("config"), py::arg("precision"), py::arg("stored"),

@@ -7,6 +7,7 @@
 
 #include "cpu/rows.h"
 #include "error.h"
+#include "room.h"
 
 namespace liveact {
 
@@ -97,6 +98,26 @@ int64_t weight_bytes(const ModelConfig& c, const Precision& precision, DType sto
              bytes(p.cross_o, d, d) + 4 * bytes(p.cross_kv, d, d) + bytes(p.audio_q, d, d) +
              bytes(plain, 2 * d, c.output_dim) + bytes(p.audio_o, d, d) +
              bytes(p.ffn_up, c.ffn_dim, d) + bytes(p.ffn_down, d, c.ffn_dim);
+  }
+  return total;
+}
+
+int64_t constant_bytes(const Device& device, const ModelConfig& c, const Precision& precision) {
+  const DType plain = precision.activations;
+  const int64_t f32 = size_bytes(DType::f32);
+  const int64_t bias = size_bytes(device.bias_dtype(plain));
+  const int64_t d = c.dim;
+  int64_t total =
+      bias * (4 * d + c.image_dim + 2 * c.intermediate_dim + c.context_tokens * c.output_dim) +
+      size_bytes(device.bias_dtype(DType::f32)) * 4 * c.out_dim +
+      f32 * 2 * (c.image_dim + d + c.output_dim + kSteps * d);  // norms
+  for (const LayerPrecision& p : precision.layers) {
+    // A projection with a gate has its scale and bias at every step.
+    const auto gated = [&](DType dtype) { return (f32 + (dtype == DType::f8 ? bias : f32)) * d; };
+    total +=
+        bias * (15 * d + c.ffn_dim) +  // qkv 3, k and v of text and image 4, audio_kv 2, 6 of 1
+        kSteps * (gated(p.self_o) + gated(p.ffn_down) + f32 * 4 * d) +  // and two norms
+        f32 * d * (2 + 2 * kCompressTaps + 2 + 3 + 2);                  // gains, taps, norms
   }
   return total;
 }
@@ -381,6 +402,10 @@ Model::Model(std::shared_ptr<Device> device, const ModelConfig& config, const Ho
   precision.check(config.num_layers);
   Loader load(*this, tensors);
   const DType plain = precision.activations;
+  const DType stored = load.host("head.head.weight").dtype;
+  require_room(*device_, "the weights",
+               {{"products", weight_bytes(config, precision, stored)},
+                {"constants", constant_bytes(*device_, config, precision)}});
   const int64_t d = config.dim;
 
   patch_embedding = load.linear({"patch_embedding"}, plain, plain);

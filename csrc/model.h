@@ -148,10 +148,13 @@ inline constexpr std::array<Product, 10> kProducts = {{
 
 // Bytes that the weights of all layers take on a device, from shapes alone (fp8 scales included).
 int64_t weight_bytes(const ModelConfig& config, const Precision& precision, DType stored);
+// Bytes of everything else that a model keeps there: biases, norms, taps, what the steps fix.
+int64_t constant_bytes(const Device& device, const ModelConfig& config, const Precision& precision);
 
 class Model {
  public:
-  // Throws Error naming the tensor that is missing or of another shape.
+  // Throws Error naming the tensor that is missing or of another shape, and DeviceError where the
+  // device has too little room; both before anything is allocated.
   Model(std::shared_ptr<Device> device, const ModelConfig& config, const HostTensors& tensors,
         const Precision& precision);
 

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -262,6 +263,9 @@ class Device {
   virtual void release(void* pointer) = 0;
   virtual int64_t allocated_bytes() const = 0;   // now
   virtual int64_t allocation_count() const = 0;  // ever
+
+  // What is free now; nothing where the device cannot say (the system may still give more).
+  virtual std::optional<int64_t> free_bytes() const = 0;
 
   virtual void upload(void* target, const void* host, int64_t bytes) = 0;
 

@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "ranges.h"
+#include "room.h"
 
 namespace liveact {
 
@@ -47,6 +48,14 @@ Stream::Stream(Device& device, const ModelConfig& config, const Precision& preci
   const ModelConfig& c = config_;
   check_options(c, options);
   precision_.check(c.num_layers);
+  if (model_ != nullptr) {
+    const Stream counted(device, config, precision, nullptr, options);
+    const int64_t known = counted.context_bytes_ + counted.conditioning_bytes_;
+    require_room(device, "a session",
+                 {{"context", counted.context_bytes_},
+                  {"text, image and audio", counted.conditioning_bytes_},
+                  {"scratch", counted.device_bytes_ - known}});
+  }
   const SlotCounts& slots = options.slots;
   const DType plain = precision_.activations;
   make_rope();
@@ -58,12 +67,14 @@ Stream::Stream(Device& device, const ModelConfig& config, const Precision& preci
   text_capacity_ = c.text_len + 1;
   y_frames_ = slots.total();
 
+  const int64_t before = device_bytes_;
   make_pass(main_, 0, most_frames);
   if (guided()) make_pass(null_, 1, 1);
   for (int64_t i = 0; i < c.num_layers; ++i) {
     text_kv_.push_back(kv_segment(text_capacity_, plain, nullptr));
     image_kv_.push_back(kv_segment(options.max_image_tokens, plain, nullptr));
   }
+  conditioning_bytes_ = device_bytes_ - before - context_bytes_;
 
   // Also lent to the projections of text and image, which may have more rows than a small picture.
   const int64_t scratch_rows = std::max({m, text_capacity_, options.max_image_tokens});
@@ -159,6 +170,7 @@ void Stream::make_pass(Pass& pass, int first_step, int64_t audio_frames) {
   const DType plain = precision_.activations;
   const int64_t tokens = options_.slots.context() * tokens_per_frame();
   pass.contexts.resize(kSteps * c.num_layers);
+  const int64_t before = device_bytes_;
   for (int step = first_step; step < kSteps; ++step) {
     for (int64_t i = 0; i < c.num_layers; ++i) {
       auto* v_scale = static_cast<float*>(allocate(4 * c.num_heads));
@@ -166,6 +178,7 @@ void Stream::make_pass(Pass& pass, int first_step, int64_t audio_frames) {
       pass.contexts[step * c.num_layers + i] = kv_segment(tokens, attention, v_scale);
     }
   }
+  context_bytes_ += device_bytes_ - before;
   pass.audio_frames = audio_frames;
   for (int64_t i = 0; i < c.num_layers; ++i) {
     pass.audio_kv.push_back(make_rows(audio_frames * c.context_tokens, 2 * c.dim, plain));

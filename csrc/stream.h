@@ -37,7 +37,8 @@ struct BlockTimings {
 
 class Stream {
  public:
-  // Throws Error for sizes that cannot be, before anything large is allocated.
+  // Throws Error for sizes that cannot be, and DeviceError where the device has too little room;
+  // both before anything is allocated.
   Stream(std::shared_ptr<const Model> model, const StreamOptions& options);
 
   // Bytes of device memory that a stream with these options allocates in all.
@@ -120,7 +121,8 @@ class Stream {
   StreamOptions options_;
   std::unique_ptr<Ops> ops_;
   std::vector<Buffer> buffers_;
-  int64_t device_bytes_ = 0;
+  int64_t device_bytes_ = 0;  // of which
+  int64_t context_bytes_ = 0, conditioning_bytes_ = 0;
 
   Rope rope_;
   Pass main_, null_;

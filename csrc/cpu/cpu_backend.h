@@ -26,6 +26,7 @@ class CpuDevice final : public Device {
   void release(void* pointer) override;
   int64_t allocated_bytes() const override { return allocated_bytes_; }
   int64_t allocation_count() const override { return allocation_count_; }
+  std::optional<int64_t> free_bytes() const override { return std::nullopt; }
   void upload(void* target, const void* host, int64_t bytes) override;
   DType bias_dtype(DType) const override { return DType::f32; }
   bool uses_host_weights(DType) const override { return true; }

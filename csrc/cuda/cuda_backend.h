@@ -38,6 +38,7 @@ class CudaDevice final : public Device {
   void release(void* pointer) override;
   int64_t allocated_bytes() const override { return allocated_bytes_; }
   int64_t allocation_count() const override { return allocation_count_; }
+  std::optional<int64_t> free_bytes() const override;
   void upload(void* target, const void* host, int64_t bytes) override;
   DType bias_dtype(DType out) const override { return out; }
   bool tap_major() const override { return true; }

@@ -78,6 +78,14 @@ void CudaDevice::release(void* pointer) {
   sizes_.erase(found);
 }
 
+std::optional<int64_t> CudaDevice::free_bytes() const {
+  const ContextScope scope(driver_, context_);
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  LIVEACT_DRIVER(driver_, memory_info(&free_bytes, &total_bytes));
+  return static_cast<int64_t>(free_bytes);
+}
+
 void CudaDevice::upload(void* target, const void* host, int64_t bytes) {
   const ContextScope scope(driver_, context_);
   driver_.check(driver_.copy_to_device(reinterpret_cast<CUdeviceptr>(target), host,

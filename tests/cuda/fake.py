@@ -70,6 +70,9 @@ class FakeCuda:
     def live_events(self) -> int:
         return int(self._library.fake_live_events())
 
+    def set_free_memory(self, num_bytes: int = 2**40) -> None:
+        self._library.fake_free_memory(ctypes.c_size_t(num_bytes))
+
     def set_algorithms(self, ms: list[float]) -> None:
         """What cuBLASLt suggests: algorithm i takes ms[(i + N // 16) % len(ms)] for N outputs."""
         self._library.fake_algorithms((ctypes.c_double * len(ms))(*ms), len(ms))

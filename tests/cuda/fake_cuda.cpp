@@ -41,7 +41,8 @@ std::map<uintptr_t, std::string> modules;     // CUmodule -> image
 std::map<uintptr_t, std::string> functions;   // CUfunction -> image of its module
 uintptr_t next_handle = 0x1000;
 long live_allocations = 0;
-std::map<void*, Graph*> captures;  // CUstream -> what is being captured
+size_t free_memory = size_t{1} << 40;  // as cuMemGetInfo says; nothing is subtracted from it
+std::map<void*, Graph*> captures;      // CUstream -> what is being captured
 Hook hook = nullptr;
 double clock_ms = 0;
 constexpr double kKernelMs = 0.25;  // sums of it are exact
@@ -193,6 +194,7 @@ EXPORT void fake_declare(const char* kernel, const char* types) { declared[kerne
 EXPORT void fake_algorithms(const double* ms, int count) { algorithms.assign(ms, ms + count); }
 EXPORT void fake_hook(Hook new_hook) { hook = new_hook; }
 EXPORT long fake_live_allocations() { return live_allocations; }
+EXPORT void fake_free_memory(size_t bytes) { free_memory = bytes; }
 EXPORT long fake_live_events() { return static_cast<long>(events.size()); }
 
 // libcuda.
@@ -230,8 +232,8 @@ EXPORT int cuCtxPopCurrent_v2(void** context) {
   return 0;
 }
 EXPORT int cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
-  *free_bytes = 1000;
-  *total = 2000;
+  *free_bytes = free_memory;
+  *total = size_t{1} << 40;
   return 0;
 }
 EXPORT int cuMemAlloc_v2(unsigned long long* pointer, size_t bytes) {

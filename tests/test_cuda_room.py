@@ -1,0 +1,109 @@
+"""Device memory: asked for before any is taken, what the released model needs, weights on a GPU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from liveact import _core, kernels
+from liveact.dit import RELEASED_SLOTS, Dit, MemoryPolicy
+from liveact.errors import DeviceError
+from tests.cuda.fake import FakeCuda
+from tests.cuda.small import core_config, random_weights
+from tests.test_cuda_launch import LATENT, NUM_LAYERS, calls, open_device
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCuda]:
+    yield FakeCuda.build(tmp_path_factory.mktemp("fake"))
+
+
+@pytest.fixture(scope="module")
+def images(fake: FakeCuda, compiled_kernels: Path) -> list[dict[str, Any]]:
+    return fake.images(kernels.load("sm_90a", compiled_kernels))
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    return random_weights(NUM_LAYERS)
+
+
+@pytest.fixture(autouse=True)
+def plenty(fake: FakeCuda) -> Iterator[None]:
+    yield
+    fake.set_free_memory()
+
+
+def numbers(message: str) -> tuple[float, list[float]]:
+    """The total and the parts of "expected 8.6 MB for … (context 7.5, scratch 1.1), found …"."""
+    total, parts = re.findall(
+        r"expected ([\d.]+) MB for .* \((.*)\), found 0\.\d MB free", message
+    )[0]
+    return float(total), [
+        float(part.split()[-1]) for part in parts.split(", ") if part[-1].isdigit()
+    ]
+
+
+@pytest.mark.parametrize("precision", ["fp8", "bf16"])
+def test_too_little_room_is_said_before_any_is_taken(fake, images, weights, precision) -> None:
+    device = open_device(fake, images)
+    fake.set_free_memory(100_000)
+    fake.clear()
+    with pytest.raises(
+        DeviceError, match=r"^cuda:0: expected .* for the weights \(products"
+    ) as error:
+        Dit(device, core_config(NUM_LAYERS), weights, precision)
+    total, parts = numbers(str(error.value))
+    assert total == pytest.approx(sum(parts), abs=0.05 * (1 + len(parts)))  # printed to a tenth
+    assert calls(fake.log())["cuMemAlloc"] == 0
+    fake.set_free_memory()
+    dit = Dit(device, core_config(NUM_LAYERS), weights, precision)
+    assert device.allocated_bytes / 1e6 == pytest.approx(total, abs=0.05)
+
+    fake.set_free_memory(100_000)
+    fake.clear()
+    with pytest.raises(
+        DeviceError, match=r"for a session \(context .*, text, image and audio"
+    ) as error:
+        dit.open_stream(LATENT, MemoryPolicy(), 1.5, 4)
+    total, parts = numbers(str(error.value))
+    assert total == pytest.approx(sum(parts), abs=0.05 * (1 + len(parts)))
+    assert calls(fake.log())["cuMemAlloc"] == 0
+    before = device.allocated_bytes
+    fake.set_free_memory()
+    stream = dit.open_stream(LATENT, MemoryPolicy(), 1.5, 4)
+    assert (device.allocated_bytes - before) / 1e6 == pytest.approx(total, abs=0.05)
+    assert stream.device_bytes == device.allocated_bytes - before
+
+
+def test_exactly_enough_is_enough(fake, images, weights) -> None:
+    device = open_device(fake, images)
+    dit = Dit(device, core_config(NUM_LAYERS), weights, "fp8")
+    needed = device.allocated_bytes
+    del dit
+    fake.set_free_memory(needed - 1)
+    with pytest.raises(DeviceError, match="for the weights"):
+        Dit(device, core_config(NUM_LAYERS), weights, "fp8")
+    fake.set_free_memory(needed)
+    Dit(device, core_config(NUM_LAYERS), weights, "fp8")
+
+
+@pytest.mark.parametrize(("latent", "most_gb"), [((64, 64), 30), ((52, 90), 32)])
+def test_what_the_released_model_takes_in_fp8(fake, images, latent, most_gb: int) -> None:
+    """512x512 and 720x416, on one GPU: products and constants once, each session beside them."""
+    config = _core.ModelConfig()
+    sizes = (config.dim, config.num_layers, config.ffn_dim, config.num_heads)
+    assert sizes == (5120, 40, 13824, 40)
+    weights, stream = _core.required_bytes(
+        open_device(fake, images), config, "fp8", "bf16", *latent, RELEASED_SLOTS, 1.0, 257
+    )
+    context = (
+        3 * 40 * 6 * (latent[0] * latent[1] // 4) * 2 * 5120
+    )  # steps, layers, frames, F, k v D
+    assert context < stream < 1.35 * context
+    assert weights + stream <= most_gb * 1e9, f"{weights / 1e9:.1f} and {stream / 1e9:.1f} GB"
