@@ -21,10 +21,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +33,7 @@ from torch import nn
 from liveact.checkpoint import FLOATS, PthTensors, assign_tensors, check_tensors, load_pth
 from liveact.errors import InputError
 from liveact.vae_modules import Decoder, Downsample, Encoder, ResidualBlock, Upsample
-from liveact.vae_ops import KernelOps, Launch, Pending, TorchOps
+from liveact.vae_ops import KernelOps, Launch, Pending, TorchOps, without_tf32
 from liveact.vae_queue import DecodeQueue
 from liveact.vae_state import DecoderState, EncoderState
 
@@ -169,9 +168,7 @@ class WanVAE(nn.Module):
         frames = video[0].permute(1, 2, 3, 0).to(self._mean)  # [T, H, W, 3]
         state = EncoderState(self._ops)
         state.allocate(self.encoder.plan(TEMPORAL_STRIDE, *shape[3:]), frames.device)
-        # Not in TF32, which is what cuDNN makes of fp32 unless told otherwise: its 10 bits of
-        # mantissa are worth 1e-3, and what a session starts from stays with it.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with without_tf32():  # what a session starts from stays with it
             moments = [
                 self.encoder(part.contiguous(), state)
                 for part in (frames[:1], *frames[1:].split(TEMPORAL_STRIDE))
@@ -191,20 +188,8 @@ class WanVAE(nn.Module):
             raise InputError(
                 f"frames_per_call: expected 1 to {MAX_FRAMES_PER_CALL}, got {frames_per_call}"
             )
-        return DecoderState(self._decoder_ops, self.decoder, frames_per_call)
-
-    def reset_decoder(self, state: DecoderState) -> None:
-        """The next latent frame is the first of a new video, which may be of another size."""
-        with self._on_stream():
-            state.reset()
-
-    def restore_decoder(self, state: DecoderState, saved: dict[str, Any]) -> None:
-        """Goes on where `state.save()` was called, in this or another state of this VAE.
-
-        Raises InputError for a state of another VAE.
-        """
-        with self._on_stream():
-            state.restore(saved, self.device)
+        turn = nullcontext if self._queue is None else self._queue.turn
+        return DecoderState(self._decoder_ops, self.decoder, frames_per_call, self.device, turn)
 
     def decoder_bytes(
         self,
@@ -212,7 +197,8 @@ class WanVAE(nn.Module):
         frames_per_call: int = 1,
         dtype: torch.dtype = torch.float32,
     ) -> int:
-        """Memory of a stream's state, which is all that stays between calls, in bytes."""
+        """Memory of a stream's state in bytes: what stays between calls, but for what the CUDA
+        graphs of a GPU work in."""
         plan = self.decoder.plan(frames_per_call, *latent_size)
         return dtype.itemsize * sum(math.prod(use.shape) for use in plan)
 
@@ -223,18 +209,25 @@ class WanVAE(nn.Module):
         the stream after the last piece taken.
 
         Args:
-            latents: [16, n, h, w], normalised.
+            latents: [16, n, h, w], normalised; any format, layout and device.
             state: of `open_decoder`, moved on by each piece; used by one stream only.
 
         Returns:
             An iterator over pieces of video, [3, 4·t, 8·h, 8·w] float32 for t latent frames, not
             clamped to [−1, 1]; the first piece of a fresh state is [3, 1, 8·h, 8·w].
+
+        Raises InputError for latents of another form or size than before, LiveActError after a call
+        that failed.
         """
         self._enter(latents, state)
-        return (
-            self._decoder_ops.video(self._decode(part.to(self._mean), state))
-            for part in state.calls(latents)
-        )
+        return self._videos(latents, state)
+
+    def _videos(self, latents: torch.Tensor, state: DecoderState) -> Iterator[torch.Tensor]:
+        queue = self._queue
+        for part in state.calls(latents):
+            with nullcontext() if queue is None else queue.turn(part):
+                video = self._decoder_ops.video(self._decode(part, state))
+            yield video if queue is None else queue.hand_over(video)
 
     def decode_pictures(
         self, latents: torch.Tensor, state: DecoderState
@@ -242,7 +235,7 @@ class WanVAE(nn.Module):
         """As `decode`, in pictures ready to show; see `to_uint8`.
 
         On a GPU all calls are enqueued, each with its copy to the host behind it, before the first
-        piece is waited for.
+        piece is waited for; an iterator abandoned then leaves the stream after all of them.
 
         Returns:
             An iterator over pieces, each [4·t, 8·h, 8·w, 3] uint8 RGB, the caller's to keep.
@@ -262,21 +255,16 @@ class WanVAE(nn.Module):
             raise InputError(
                 f"latents: expected height and width {state.latent_size} as before, found {size}"
             )
+        state.check_whole()
         if state.latent_size is None:
-            with self._on_stream():
-                state.open(size, self.device)
-
-    def _on_stream(self) -> AbstractContextManager[None]:
-        """Where memory of decoders is made and changed: torch reuses it in the stream's order."""
-        return nullcontext() if self._queue is None else torch.cuda.stream(self._queue.stream)
+            state.open(size)
 
     @torch.no_grad()
     def _decode(self, latents: torch.Tensor, state: DecoderState) -> Pending:
-        """latents [16, t, h, w] on the device → what the last convolution leaves."""
-        frames = (latents * self._std[0] + self._mean[0]).permute(1, 2, 3, 0)  # [t, h, w, 16]
-        hidden = self._ops.linear(self.from_latent, frames.contiguous())
-        pending: Pending = self.decoder(hidden, state)
-        return pending
+        """latents [16, t, h, w] → what the last convolution leaves."""
+        frames = latents.to(self._mean) * self._std[0] + self._mean[0]
+        frames = frames.permute(1, 2, 3, 0).contiguous()  # [t, h, w, 16]
+        return state.run(self._ops.linear(self.from_latent, frames))
 
 
 def _latent_size(latents: torch.Tensor) -> tuple[int, int]:
@@ -357,7 +345,11 @@ class StreamingDecoder:
 
     def reset(self) -> None:
         """The next block is the first of a new video."""
-        self._vae.reset_decoder(self.state)
+        self.state.reset()
+
+    def close(self) -> None:
+        """As `reset`, and frees the memory."""
+        self.state.close()
 
 
 class WindowedDecoder:
@@ -391,7 +383,7 @@ class WindowedDecoder:
                 f"latents: expected height and width {tuple(context.shape[2:])} as before, "
                 f"found {size}"
             )
-        self._vae.reset_decoder(self._state)
+        self._state.reset()
         window = torch.cat([context, latents], dim=1)
         # Cloned: a view would keep the whole window alive.
         self._context = window[:, -self.CONTEXT :].clone()
@@ -400,6 +392,11 @@ class WindowedDecoder:
     def reset(self) -> None:
         """The next block is the first of a new video."""
         self._context = None
+
+    def close(self) -> None:
+        """As `reset`, and frees the memory."""
+        self.reset()
+        self._state.close()
 
 
 def to_uint8(frames: torch.Tensor) -> npt.NDArray[np.uint8]:

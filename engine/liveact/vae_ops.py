@@ -9,7 +9,9 @@ back in a `Pending` and done in one pass by `settle`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,6 +28,24 @@ if TYPE_CHECKING:
 # of three frames side by side in the channels at 100 to 180; from 96 channels on they are alike.
 _WIDE_BELOW = 96
 _PICTURE_ROW = 8  # channels the last convolution is padded to: tensor cores want multiples of 8
+
+_cudnn_settings = threading.Lock()
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """fp32 convolutions on a GPU as they are, not in TF32, which is what cuDNN makes of them unless
+    told otherwise: its 10 bits of mantissa are worth 1e-3.
+
+    The setting belongs to the process: of two threads that change it at once, one would restore
+    what the other has set, for good.
+    """
+    unchanged = dict.fromkeys(("enabled", "benchmark", "benchmark_limit", "deterministic"))
+    with (
+        _cudnn_settings,
+        torch.backends.cudnn.flags(**unchanged, allow_tf32=False, fp32_precision=None),
+    ):
+        yield
 
 
 @dataclass(frozen=True)
@@ -117,9 +137,7 @@ class TorchOps:
             weight = self._weight(conv, "rows", lambda w: w.flatten(2).transpose(1, 2).flatten(1))
             return Pending(F.linear(conv.side_by_side(window), weight, own), pending)
         if window.device.type == "cpu" and window.shape[3] < _WIDE_BELOW and conv.stride == 1:
-            weight = self._weight(
-                conv, "wide", lambda w: _channels_last(w.transpose(1, 2).flatten(1, 2))
-            )
+            weight = self._weight(conv, "wide", _wide)
             wide = conv.side_by_side(window).permute(0, 3, 1, 2)  # [t, 3·C, H, W]
             value = F.conv2d(wide, weight, own, padding=kernel[1] // 2)
             return Pending(value.permute(0, 2, 3, 1).contiguous(), pending)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -19,24 +20,25 @@ class RecordedCall:
     """A decode call of t latent frames of one stream, with its input where the graph reads it.
 
     The first time it runs op by op, so that cuDNN chooses its algorithms and loads its kernels; the
-    second time it is recorded; from then on it is one launch.
+    second time it is recorded; from then on it is one launch. `call` is given each time and not
+    kept: it refers to the state that this belongs to, whose memory a cycle would hold.
     """
 
-    def __init__(self, call: Call, latents: torch.Tensor) -> None:
-        self._call = call
+    def __init__(self, latents: torch.Tensor) -> None:
         self._latents = latents
         self._pictures: torch.Tensor | None = None
         self._replay: Callable[[], None] | None = None
         self._warm = False
 
-    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+    def __call__(self, latents: torch.Tensor, call: Call) -> torch.Tensor:
         """Enqueues the call on the current stream; the result is overwritten by the next."""
-        self._latents.copy_(latents, non_blocking=True)
+        self._latents.copy_(latents)
         if not self._warm:
+            pictures = call(self._latents)
             self._warm = True
-            return self._call(self._latents)
+            return pictures
         if self._replay is None:
-            self._pictures, self._replay = self.record(self._call, self._latents)
+            self._pictures, self._replay = self.record(call, self._latents)
         self._replay()
         assert self._pictures is not None
         return self._pictures
@@ -61,7 +63,25 @@ class DecodeQueue:
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device, priority=0)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def turn(self, given: torch.Tensor | None = None) -> Iterator[None]:
+        """Only this thread works on the stream: what another one enqueued while a call is being
+        recorded would become part of its graph. `given` was made on the stream outside."""
+        with self._lock:
+            if given is not None and given.is_cuda:
+                self.stream.wait_stream(torch.cuda.current_stream(given.device))
+                given.record_stream(self.stream)
+            with torch.cuda.stream(self.stream):
+                yield
+
+    def hand_over(self, result: torch.Tensor) -> torch.Tensor:
+        """`result`, made in the last turn, for the stream that is current now."""
+        outside = torch.cuda.current_stream(self.stream.device)
+        outside.wait_stream(self.stream)
+        result.record_stream(outside)
+        return result
 
     def decode(
         self, latents: torch.Tensor, state: DecoderState, call: Call
@@ -69,8 +89,9 @@ class DecodeQueue:
         """Enqueues all calls of `latents` and their copies to the host, then waits for one after
         the other."""
         staged = []
-        with self._lock, torch.cuda.stream(self.stream):
-            for part in state.calls(latents):
+        with self.turn(latents):
+            # In one go: a copy from pageable memory may wait for what was enqueued before it.
+            for part in state.calls(latents.to(self.stream.device)):
                 with torch.cuda.nvtx.range("decode"):
                     staged.append(self._to_host(self._enqueue(part, state, call)))
         for host, event in staged:
@@ -79,12 +100,12 @@ class DecodeQueue:
 
     def _enqueue(self, part: torch.Tensor, state: DecoderState, call: Call) -> torch.Tensor:
         if not state.started:  # once per video, and not like the others
-            return call(part.to(self.stream.device))
+            return call(part)
         frames = part.shape[1]
         if frames not in state.recorded:
             buffer = torch.empty(part.shape, device=self.stream.device)
-            state.recorded[frames] = RecordedCall(call, buffer)
-        return state.recorded[frames](part)
+            state.recorded[frames] = RecordedCall(buffer)
+        return state.recorded[frames](part, call)
 
     def _to_host(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
         host = torch.empty(pictures.shape, dtype=torch.uint8, pin_memory=True)

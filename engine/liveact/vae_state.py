@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from liveact.errors import InputError
+from liveact.errors import InputError, LiveActError
 from liveact.vae_ops import Pending, TorchOps
 
 if TYPE_CHECKING:
@@ -126,22 +127,34 @@ class DecoderState(CausalState):
         frames_per_call: latent frames that go through the decoder at a time, after the first.
         latent_size: (h, w) of the stream; None before the first latents.
         recorded: latent frames of a call → the call as a CUDA graph (GPU only).
+        turn: where memory is made and changed: torch reuses it in the order of a stream.
     """
 
-    def __init__(self, ops: TorchOps, decoder: Decoder, frames_per_call: int) -> None:
+    def __init__(
+        self,
+        ops: TorchOps,
+        decoder: Decoder,
+        frames_per_call: int,
+        device: torch.device,
+        turn: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         super().__init__(ops)
         self.frames_per_call = frames_per_call
         self.latent_size: tuple[int, int] | None = None
         self.recorded: dict[int, RecordedCall] = {}
+        self.turn = turn
+        self._device = device
         self._decoder = decoder
         self._names = {module: name for name, module in decoder.named_modules()}
+        self._in_call = False
 
-    def open(self, latent_size: tuple[int, int], device: torch.device) -> None:
+    def open(self, latent_size: tuple[int, int]) -> None:
         """Allocates everything for latents of this size, unless it is there already."""
         plan = self._decoder.plan(self.frames_per_call, *latent_size)
         if [use.shape for use in plan] != [tuple(b.shape) for b in self._buffers.values()]:
-            self.recorded.clear()
-            self.allocate(plan, device)
+            self.close()  # first, so that the old buffers are not held beside the new ones
+            with self.turn():
+                self.allocate(plan, self._device)
         self.latent_size = latent_size
 
     def calls(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -153,39 +166,70 @@ class DecoderState(CausalState):
             yield latents[:, start:stop]
             start = stop
 
+    def run(self, frames: torch.Tensor) -> Pending:
+        """One call of the decoder. frames [t, h, w, 16]; see `Decoder.forward`."""
+        self.check_whole()
+        self._in_call = True
+        result: Pending = self._decoder(frames, self)
+        self._in_call = False
+        return result
+
+    def check_whole(self) -> None:
+        """Raises LiveActError after a call that failed half way: some convolutions remember its
+        frames, the others those before."""
+        if self._in_call:
+            raise LiveActError("decoder: expected a reset or restore after a failed call, got none")
+
     def reset(self) -> None:
         """The next latent frame is the first of a new video, which may be of another size."""
-        self.started = False
+        self.started = self._in_call = False
         self.latent_size = None
-        for conv, buffer in self._buffers.items():
-            buffer[: conv.past_frames].zero_()
+        with self.turn():
+            for conv, buffer in self._buffers.items():
+                buffer[: conv.past_frames].zero_()
+
+    def close(self) -> None:
+        """Frees the memory. As after a reset, latents may follow."""
+        with self.turn():
+            self.recorded.clear()
+            self._buffers = {}
+        self.reset()
 
     def save(self) -> dict[str, Any]:
         """All that `restore` needs, on the CPU: {"latent_size", "started", "past": name → [frames,
         H, W, C]}. Picklable."""
-        past = {
-            self._names[conv]: buffer[: conv.past_frames].cpu().clone()
-            for conv, buffer in self._buffers.items()
-        }
+        self.check_whole()
+        with self.turn():
+            past = {
+                self._names[conv]: buffer[: conv.past_frames].cpu().clone()
+                for conv, buffer in self._buffers.items()
+            }
         return {"latent_size": self.latent_size, "started": self.started, "past": past}
 
-    def restore(self, saved: dict[str, Any], device: torch.device) -> None:
-        """Goes on where `save` was called, in this or another state of the same VAE.
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Goes on where `save` was called, in this or another state of the same VAE, whatever its
+        frames_per_call.
 
-        Raises InputError for a state of another VAE.
+        Raises InputError, and changes nothing, for a state of another VAE.
         """
         if saved["latent_size"] is None:
             return self.reset()
-        self.open(saved["latent_size"], device)
-        past = {self._names[conv]: b[: conv.past_frames] for conv, b in self._buffers.items()}
+        plan = self._decoder.plan(self.frames_per_call, *saved["latent_size"])
+        expected = {self._names[u.conv]: (u.conv.past_frames, *u.shape[1:]) for u in plan}
         found = {name: tuple(frames.shape) for name, frames in saved["past"].items()}
-        if found != (expected := {name: tuple(frames.shape) for name, frames in past.items()}):
-            raise InputError(f"decoder state: expected frames of {expected}, found {found}"[:500])
-        for name, frames in past.items():
-            frames.copy_(saved["past"][name])
-        self.started = saved["started"]
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise InputError(
+                    f"decoder state: expected frames of shape {expected.get(name)} for {name}, "
+                    f"found {found.get(name)}"
+                )
+        self.open(saved["latent_size"])
+        with self.turn():
+            for conv, buffer in self._buffers.items():
+                buffer[: conv.past_frames].copy_(saved["past"][self._names[conv]])
+        self.started, self._in_call = saved["started"], False
 
     @property
     def size_bytes(self) -> int:
-        """Memory held, in bytes; the same from the first frame of a video on."""
+        """Memory of the buffers, in bytes; the same from the first frame of a video on."""
         return sum(buffer.nbytes for buffer in self._buffers.values())

@@ -189,7 +189,7 @@ class Workers:
         for thread in self._threads:
             thread.join()
         self._stream.close()
-        self._decoder.reset()
+        self._decoder.close()
         self._timeline.close()
 
     def _run(self, work: Callable[[], None]) -> None:

@@ -197,16 +197,16 @@ def test_a_recorded_call(vae: WanVAE, recorder: Recorder, monkeypatch: pytest.Mo
         return pictures, lambda: pictures.copy_(call(latents))
 
     monkeypatch.setattr(RecordedCall, "record", staticmethod(record))
-    state.open((4, 6), torch.device("cpu"))
+    state.open((4, 6))
 
     def call(part: Tensor) -> Tensor:
         return vae._decoder_ops.pictures(vae._decode(part, state))
 
     buffer = torch.empty(16, 1, 4, 6)
-    recorded = RecordedCall(call, buffer)
+    recorded = RecordedCall(buffer)
     for i, expected in enumerate(plain.decode_pictures(latent[:, :5])):
         part = latent[:, i : i + 1]
-        found = call(part) if i == 0 else recorded(part)
+        found = call(part) if i == 0 else recorded(part, call)
         assert (found.numpy() == expected).all(), i
         assert len(records) == (i >= 2)
     assert records == [buffer.data_ptr()]

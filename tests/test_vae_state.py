@@ -1,0 +1,249 @@
+"""What a stream of the VAE remembers: after errors, in other formats and sizes, saved, freed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.plain_vae import PlainDecoder
+from liveact.checkpoint import PthTensors
+from liveact.demo_weights import random_vae
+from liveact.errors import InputError, LiveActError
+from liveact.vae import StreamingDecoder, WanVAE, WindowedDecoder
+from liveact.vae_modules import Encoder, FrameAttention
+from liveact.vae_state import CausalState, DecoderState
+from tests.conftest import relative_error
+
+TENSORS = {name: tensor.float() for name, tensor in random_vae(8, 0).items()}
+
+
+@pytest.fixture
+def vae() -> WanVAE:
+    return WanVAE.from_tensors(PthTensors(TENSORS, Path("random")), "cpu")
+
+
+def latents_of(frames: int, height: int = 2, width: int = 4) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(frames)
+    return torch.randn(16, frames, height, width, generator=generator)
+
+
+def video(decoder: StreamingDecoder | WindowedDecoder, latents: torch.Tensor) -> torch.Tensor:
+    return torch.cat(list(decoder.decode_block(latents)), dim=1)
+
+
+# ------------------------------------------------------------------------- sizes and formats
+
+
+@pytest.mark.parametrize("frames_per_call", [1, 3])
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (5, 2)])
+def test_any_size_decodes_as_plain_pytorch(vae, size, frames_per_call):
+    latents = latents_of(5, *size)
+    expected = PlainDecoder(TENSORS).decode_block(latents)
+    found = video(StreamingDecoder(vae, frames_per_call), latents).clamp(-1, 1)
+    assert relative_error(found, expected) < 1e-5  # fp32, as in test_vae.py
+
+
+def test_latents_of_any_format_and_layout(vae):
+    latents = latents_of(3).bfloat16().float()
+    expected = video(StreamingDecoder(vae), latents)
+    pictures = np.concatenate(list(StreamingDecoder(vae).decode_pictures(latents)))
+    for given in (
+        latents.double(),
+        latents.bfloat16(),
+        latents.permute(3, 1, 2, 0).contiguous().permute(3, 1, 2, 0),
+        latents.clone().requires_grad_(),
+    ):
+        assert torch.equal(video(StreamingDecoder(vae), given), expected)
+        shown = np.concatenate(list(StreamingDecoder(vae).decode_pictures(given)))
+        assert (shown == pictures).all()
+
+
+def test_one_picture_encodes_as_the_first_of_many(vae):
+    picture = torch.rand(1, 3, 5, 8, 24) * 2 - 1
+    first = vae.encode(picture[:, :, :1])
+    assert first.shape == (1, 16, 1, 1, 3)
+    assert torch.equal(vae.encode(picture[:, :, :1].double()), first)
+    torch.testing.assert_close(vae.encode(picture)[:, :, :1], first, rtol=0, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_after_a_failed_call_nothing_goes_on(vae, monkeypatch, before):
+    """Some convolutions remember its frames and some do not: only a reset or a restore helps."""
+    latents = latents_of(4)
+    expected = video(StreamingDecoder(vae), latents)
+    decoder = StreamingDecoder(vae)
+    if before:
+        video(decoder, latents[:, :before])
+    saved = decoder.state.save()
+    for recover, first in ((decoder.reset, 0), (lambda: decoder.state.restore(saved), before)):
+        with monkeypatch.context() as patched:
+            patched.setattr(FrameAttention, "forward", fail)
+            with pytest.raises(RuntimeError, match="out of luck"):
+                list(decoder.decode_block(latents[:, before:]))
+        for use in (decoder.decode_block, decoder.decode_pictures, lambda _: decoder.state.save()):
+            with pytest.raises(LiveActError, match="expected a reset or restore after a failed"):
+                use(latents)
+        recover()
+        assert torch.equal(video(decoder, latents[:, first:]), expected[:, -4 * (4 - first) :])
+
+
+def fail(*_: object) -> Any:
+    raise RuntimeError("out of luck")
+
+
+def test_a_refused_state_changes_nothing(vae):
+    latents = latents_of(3)
+    decoder, other = StreamingDecoder(vae), StreamingDecoder(vae)
+    video(other, latents[:, :, :1])
+    missing, added, wide = (other.state.save() for _ in range(3))
+    name = next(iter(missing["past"]))
+    del missing["past"][name]
+    added["past"]["more"] = torch.zeros(2)
+    wide["past"][name] = wide["past"][name].repeat(1, 1, 1, 2)
+    expected = video(StreamingDecoder(vae), latents)
+    video(decoder, latents[:, :2])
+    for saved in (missing, added, wide):
+        with pytest.raises(InputError, match="decoder state: expected frames of shape"):
+            decoder.state.restore(saved)
+    assert torch.equal(video(decoder, latents[:, 2:]), expected[:, 5:])
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1)])
+def test_restores_with_another_number_of_frames_per_call(vae, before, after):
+    latents = latents_of(7)
+    expected = video(StreamingDecoder(vae), latents)
+    first, second = StreamingDecoder(vae, before), StreamingDecoder(vae, after)
+    video(first, latents[:, :4])
+    second.state.restore(first.state.save())
+    assert relative_error(video(second, latents[:, 4:]), expected[:, 13:]) < 1e-5
+    first.state.restore(vae.open_decoder().save())  # of a stream that has not begun
+    assert relative_error(video(first, latents), expected) < 1e-5
+
+
+def test_a_reset_forgets_a_broken_stream(vae):
+    """NaN stays in what is remembered until a reset."""
+    decoder = StreamingDecoder(vae)
+    expected = video(decoder, latents_of(3))
+    decoder.reset()
+    assert video(decoder, torch.full((16, 3, 2, 4), torch.nan)).isnan().all()
+    decoder.reset()
+    assert torch.equal(video(decoder, latents_of(3)), expected)
+
+
+# ------------------------------------------------------------------------------------ memory
+
+
+@pytest.mark.parametrize("decoder_type", [StreamingDecoder, WindowedDecoder])
+def test_close_frees_the_memory(vae, decoder_type):
+    decoder = decoder_type(vae)
+    state: DecoderState = decoder.state if decoder_type is StreamingDecoder else decoder._state
+    expected = video(decoder, latents_of(3))
+    assert state.size_bytes == vae.decoder_bytes((2, 4))
+    decoder.close()
+    assert state.size_bytes == 0 and not state.recorded
+    assert torch.equal(video(decoder, latents_of(3)), expected)
+
+
+def test_another_size_frees_before_it_allocates(vae, monkeypatch):
+    held = []
+    allocate = CausalState.allocate
+
+    def watched(state: CausalState, *arguments: Any) -> None:
+        held.append(len(state._buffers))
+        allocate(state, *arguments)
+
+    decoder = StreamingDecoder(vae)
+    video(decoder, latents_of(2))
+    monkeypatch.setattr(CausalState, "allocate", watched)
+    decoder.reset()
+    decoder.state.recorded[1] = fail  # a graph of the buffers that go
+    other = latents_of(2, 3, 1)
+    assert torch.equal(video(decoder, other), video(StreamingDecoder(vae), other))
+    assert held[0] == 0 and not decoder.state.recorded
+    assert decoder.state.size_bytes == vae.decoder_bytes((3, 1))
+
+
+# ------------------------------------------------------------------------------ one at a time
+
+
+class Turns(TorchDispatchMode):
+    """Stands in for the queue of a GPU; whatever touches memory must have the turn."""
+
+    LOOKS = ("aten.slice.Tensor", "aten.detach.default", "aten.alias.default")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = 0
+        self.handed_over = 0
+
+    @contextmanager
+    def turn(self, given: torch.Tensor | None = None) -> Iterator[None]:
+        self.held += 1
+        yield
+        self.held -= 1
+
+    def hand_over(self, result: torch.Tensor) -> torch.Tensor:
+        assert not self.held
+        self.handed_over += 1
+        return result
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert self.held or str(func) in self.LOOKS, f"{func} outside of a turn"
+        return func(*args, **(kwargs or {}))
+
+
+def test_memory_is_touched_in_turns(vae):
+    """What is enqueued while another thread records a graph would become part of it."""
+    vae._queue = turns = Turns()
+    latents = latents_of(3)
+    decoder = StreamingDecoder(vae)
+    with turns:
+        for _ in decoder.decode_block(latents):
+            assert not turns.held
+        saved = decoder.state.save()
+        decoder.state.restore(saved)
+        decoder.reset()
+        decoder.close()
+    assert turns.handed_over == 3
+
+
+def test_exact_encoding_leaves_the_settings(vae, monkeypatch):
+    """TF32 is off while a thread encodes, also where two do, and what else was set stays set."""
+    settings = torch.backends.cudnn
+    inside, go_on = threading.Semaphore(0), threading.Semaphore(0)
+    seen = []
+
+    def look(*_: object) -> torch.Tensor:
+        seen.append((settings.allow_tf32, settings.deterministic))
+        inside.release()
+        assert go_on.acquire(timeout=30)
+        seen.append((settings.allow_tf32, settings.deterministic))
+        return torch.zeros(1, 1, 1, 32)
+
+    monkeypatch.setattr(Encoder, "forward", look)
+    monkeypatch.setattr(settings, "deterministic", True)
+    monkeypatch.setattr(settings, "allow_tf32", True)
+    threads = [
+        threading.Thread(target=vae.encode, args=(torch.zeros(1, 3, 1, 8, 8),), daemon=True)
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    assert inside.acquire(timeout=30)
+    assert not inside.acquire(timeout=0.1)  # the other one waits
+    go_on.release(2)
+    for thread in threads:
+        thread.join(30)
+    assert seen == [(False, True)] * 4
+    assert settings.allow_tf32 and settings.deterministic
