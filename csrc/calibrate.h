@@ -50,6 +50,7 @@ class CalibrationDevice final : public Device {
   void release(void* pointer) override { inner_->release(pointer); }
   int64_t allocated_bytes() const override { return inner_->allocated_bytes(); }
   int64_t allocation_count() const override { return inner_->allocation_count(); }
+  std::optional<int64_t> free_bytes() const override { return inner_->free_bytes(); }
   void upload(void* target, const void* host, int64_t bytes) override {
     inner_->upload(target, host, bytes);
   }
