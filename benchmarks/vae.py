@@ -32,6 +32,7 @@ from liveact.devices import open_devices
 from liveact.engine import VAE_FILE
 from liveact.errors import LiveActError
 from liveact.vae import SPATIAL_STRIDE, StreamingDecoder, WanVAE, to_uint8
+from liveact.vae_ops import without_tf32
 
 LATENT_FRAMES, FIRST_LATENT_FRAMES = 8, 6
 PICTURES = 4 * LATENT_FRAMES
@@ -158,7 +159,8 @@ def _sweep(vae: WanVAE, frames_per_call: int, blocks: list[torch.Tensor]) -> dic
 
 def _in_fp32(tensors: PthTensors, device: torch.device, latents: torch.Tensor) -> torch.Tensor:
     vae = WanVAE.from_tensors(tensors, device)
-    video = torch.cat(list(StreamingDecoder(vae).decode_block(latents)), dim=1)
+    with without_tf32():
+        video = torch.cat(list(StreamingDecoder(vae).decode_block(latents)), dim=1)
     return video.cpu().clamp(-1, 1)
 
 

@@ -25,7 +25,7 @@ def test_the_baseline_decodes_as_recorded(golden: Path, load_golden) -> None:
 
 def test_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "vae.json"
-    command = ["vae", "--device", "cpu", "--base-width", "8", "--size", "32x16", "--repeat", "2"]
+    command = ["vae", "--device", "cpu", "--base-width", "8", "--size", "48x32", "--repeat", "2"]
     benchmarks.main([*command, "--endurance-blocks", "3", "--json", str(path)])
     result = json.loads(path.read_text())
     assert result["ms_per_block"] > 0 and result["ratio_to_released"] > 0
