@@ -41,7 +41,7 @@ FIELDS: dict[str, Any] = {
         "overlap": float,
         "frames_per_second": float,
     },
-    "tflop": dict,  # op group -> TFLOP of a block
+    "tflop": dict,  # group of products -> TFLOP of a block
     "tflop_per_frame": float,
     "tflop_per_frame_plain": float,
     "tflops": float,
@@ -128,25 +128,25 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def compare(loaded: Loaded, repeat: int, clock: Clock) -> dict[str, Any]:
     """The engine and the baselines, block by block in turn.
 
-    Up to block 2 the first baseline goes alone beside the engine, and their latents are compared;
-    in block 3 every variant runs once untimed (it may compile); then the clock runs.
+    Up to block 2 the first baseline goes alone beside the engine, and their latents are compared.
+    Where there are more, each runs once untimed in block 3 (it may compile). Then the clock runs.
     """
-    blocks = FIRST_STEADY_BLOCK + 1 + repeat
-    given = inputs(loaded, blocks)
+    given = inputs(loaded, FIRST_STEADY_BLOCK + 1 + repeat)
     stream = open_stream(loaded, given, MemoryPolicy())
     baselines = Baselines(loaded, **given)
+    first_timed = FIRST_STEADY_BLOCK + (len(baselines.models) > 1)
     generator = torch.Generator().manual_seed(loaded.seed)
     engine_ms: list[float] = []
     parts: list[list[float]] = []
     baseline_ms: dict[str, list[float]] = {name: [] for name in baselines.models}
     difference = 0.0
-    for block in range(blocks):
+    for block in range(first_timed + repeat):
         shape = (16, stream.frames_of_next_block, *loaded.latent_size)
         noise = torch.randn(shape, generator=generator)
         renoise = torch.randn((3, *shape), generator=generator)
         rows = audio_rows(given["audio"], block, shape[1])
         latent, ms = clock.block(stream.denoise, noise, renoise[:2], rows)
-        if block > FIRST_STEADY_BLOCK:
+        if block >= first_timed:
             engine_ms.append(ms)
             timings = stream.timings
             inside = [timings["conditioning_ms"], *timings["step_ms"]]
@@ -154,7 +154,7 @@ def compare(loaded: Loaded, repeat: int, clock: Clock) -> dict[str, Any]:
         for name in list(baselines.models)[: None if block >= FIRST_STEADY_BLOCK else 1]:
             baselines.stream.block = block
             expected, ms = clock.block(baselines.denoise, name, noise, renoise)
-            if block > FIRST_STEADY_BLOCK:
+            if block >= first_timed:
                 baseline_ms[name].append(ms)
             elif block < FIRST_STEADY_BLOCK and expected is not None:
                 expected = expected.cpu()

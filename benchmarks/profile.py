@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,17 +23,20 @@ from rich.table import Table
 from benchmarks import models, session, spread
 from benchmarks.options import add_model
 from liveact.dit import MemoryPolicy
+from liveact.trace import Timeline
 from liveact.workers import Chunk
 
 # Blocks between the arrival of a whole block and the first that cannot have been begun by then:
 # one is decoded, one waits in the queue, one is denoised (LATENT_QUEUE_BLOCKS in liveact.workers).
 IN_FLIGHT = 3
+STAGES_PER_BLOCK = 11  # wait for audio, audio, denoise, and 8 times decode
 
 _RUN = {"block_period_ms": spread.FIELDS, "overlap": float}
 FIELDS: dict[str, Any] = {
     "off": _RUN,
     "trace": _RUN,
     "trace_to_off": float,
+    "span_us": {"off": float, "trace": float},  # what one stage costs to look at
     "window": (list, type(None)),  # first and last block that the CUDA profiler saw
 }
 
@@ -50,6 +54,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--blocks", type=block_range, metavar="A-B", help="what Nsight is to record (CUDA only)"
     )
+
+
+def span_us(trace: Path | None, count: int = 2000) -> float:
+    """Microseconds that one span of a Timeline takes: more telling than sessions where others use
+    the machine too."""
+    timeline = Timeline(trace)
+    start = time.perf_counter()
+    for block in range(count):
+        with timeline.span("stage", block, "worker"):
+            pass
+    elapsed_s = time.perf_counter() - start
+    timeline.close()
+    return 1e6 * elapsed_s / count
 
 
 class Window:
@@ -87,12 +104,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     periods: dict[str, list[float]] = {"off": [], "trace": []}
     overlaps: dict[str, list[float]] = {"off": [], "trace": []}
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(options.repeat):
-            for name, trace in (("off", None), ("trace", Path(folder) / "trace.json")):
-                recorder, _ = session.run(engine, seconds, **how, trace=trace)
+        traces = {"off": None, "trace": Path(folder) / "trace.json"}
+        for turn in range(options.repeat):
+            # In turn who is first: what the first pays for both is then paid by both.
+            for name in sorted(traces, reverse=turn % 2 == 1):
+                recorder, _ = session.run(engine, seconds, **how, trace=traces[name])
                 found = session.evaluate(recorder, None, loaded.size)
                 periods[name].append(found["block_period_ms"]["median"])
                 overlaps[name].append(found["overlap"])
+        spans = {"off": span_us(None), "trace": span_us(Path(folder) / "spans.json")}
     if options.blocks and not loaded.on_cpu:
         profiler = torch.cuda.profiler
         first, last = options.blocks
@@ -113,6 +133,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "memory_policy": asdict(MemoryPolicy()),
         **runs,
         "trace_to_off": spread.median_ratio(periods["trace"], periods["off"]),
+        "span_us": spans,
         "window": list(options.blocks) if options.blocks and not loaded.on_cpu else None,
     }
 
@@ -126,6 +147,11 @@ def print_table(result: dict[str, Any], console: Console) -> None:
         period = f"{run['block_period_ms']['median']:.1f}"
         table.add_row(name, period, f"{run['overlap']:.0%}", f"{ratio:.3f}")
     console.print(table)
+    spans = result["span_us"]
+    console.print(
+        f"one stage costs {spans['off']:.1f} µs to look at, {spans['trace']:.1f} µs with the "
+        f"trace; a block has {STAGES_PER_BLOCK}"
+    )
     if result["window"]:
         console.print("the CUDA profiler ran during blocks {} to {}".format(*result["window"]))
     elif "--blocks" in result["command"]:
