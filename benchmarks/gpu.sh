@@ -66,7 +66,7 @@ export -f install build
 failed=0
 stage install bash -c install || failed=1
 stage build bash -c build || exit 1 # nothing below means anything without it
-stage doctor liveact doctor || failed=1
+stage doctor python3 -m liveact.cli doctor || failed=1
 bench=(python3 -m benchmarks)
 model=(--device cuda:0 --random-weights released --size 512x512 --precision fp8)
 stage kernels "${bench[@]}" kernels --device cuda:0 --repeat 5 --check --json "$out/kernels.json" \

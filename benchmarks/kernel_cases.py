@@ -41,10 +41,13 @@ class KernelCase:
         return ".".join((self.op, sizes, self.values, *self.options.values()))
 
 
-def make_values(values: Values, *shape: int, seed: int = 0) -> Tensor:
-    """fp32 values that bf16 holds exactly; `outlier` has one entry per row 10⁴ times the rest."""
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(shape, generator=generator)
+def make_values(
+    values: Values, *shape: int, seed: int = 0, device: torch.device | str = "cpu"
+) -> Tensor:
+    """fp32 values that bf16 holds exactly; `outlier` has one entry per row 10⁴ times the rest. They
+    are drawn on `device`: other devices draw others."""
+    generator = torch.Generator(device).manual_seed(seed)
+    random = torch.randn(shape, generator=generator, device=device)
     if values == "equal":
         random = random[..., :1].expand(shape)
     elif values == "outlier":

@@ -253,8 +253,8 @@ def cross_attention(case: KernelCase, fmt: str, device: torch.device) -> Prepare
 def audio_attention(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
     heads, n, tokens = case.sizes["heads"], case.sizes["n"], case.sizes["audio"]
     fmt, frame, dim = plain_format(fmt), case.sizes["frame_tokens"], heads * HEAD_DIM
-    q = make_values("random", n * frame, dim).to(device, DTYPES[fmt])
-    kv = make_values("random", n * tokens, 2 * dim, seed=1).to(device, DTYPES[fmt])
+    q = make_values("random", n * frame, dim, device=device).to(DTYPES[fmt])
+    kv = make_values("random", n * tokens, 2 * dim, seed=1, device=device).to(DTYPES[fmt])
 
     def line(q: Tensor, kv: Tensor) -> Tensor:
         heads_of = kv.view(n, tokens, 2, heads, HEAD_DIM).permute(2, 0, 3, 1, 4)
@@ -277,7 +277,7 @@ def head_op(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
     heads = case.sizes["heads"]
     dim, low = heads * HEAD_DIM, DTYPES[fmt]
     if case.op == "value_scale":
-        qkv = make_values(case.values, case.sizes["rows"], 3 * dim).to(device, low)
+        qkv = make_values(case.values, case.sizes["rows"], 3 * dim, device=device).to(low)
 
         def line(qkv: Tensor) -> Tensor:
             values = qkv[:, 2 * dim :].float().abs().view(-1, heads, HEAD_DIM)
@@ -291,9 +291,8 @@ def head_op(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
             peers=torch_line(device, line, qkv),
             bytes_moved=qkv.nbytes // 3,
         )
-    k, v = (
-        make_values("random", case.sizes["tokens"], dim, seed=s).to(device, low) for s in (1, 2)
-    )
+    tokens = case.sizes["tokens"]
+    k, v = (make_values("random", tokens, dim, seed=s, device=device).to(low) for s in (1, 2))
 
     def split(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         a, b = (t.view(-1, heads, HEAD_DIM).transpose(0, 1).contiguous() for t in (k, v))

@@ -75,8 +75,8 @@ def plain_format(fmt: str) -> str:
 def row_op(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
     """layer_norm, rms_norm, quantize, activate: [rows, cols] of the plain format → fmt."""
     rows, cols = case.sizes["rows"], case.sizes["cols"]
-    given, x = stored_rows(make_values(case.values, rows, cols).to(device), plain_format(fmt))
-    gain, bias = (make_values("random", cols, seed=s).to(device) for s in (1, 2))
+    given, x = stored_rows(make_values(case.values, rows, cols, device=device), plain_format(fmt))
+    gain, bias = (make_values("random", cols, seed=s, device=device) for s in (1, 2))
     typed, low = x.to(DTYPES[plain_format(fmt)]), DTYPES[plain_format(fmt)]
     lines: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...], tuple[Any, ...]]] = {
         "layer_norm": (
@@ -110,9 +110,9 @@ def row_op(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
 def linear(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
     m, n, k = (case.sizes[s] for s in ("rows", "cols", "inner"))
     plain = plain_format(fmt)
-    given, x = stored_rows(make_values("random", m, k).to(device), fmt)
-    weight, w = stored_rows((make_values("random", n, k, seed=1) * k**-0.5).to(device), fmt)
-    bias = make_values("random", n, seed=2).to(device)
+    given, x = stored_rows(make_values("random", m, k, device=device), fmt)
+    weight, w = stored_rows(make_values("random", n, k, seed=1, device=device) * k**-0.5, fmt)
+    bias = make_values("random", n, seed=2, device=device)
     # Both devices take the bias in the format of the output, fp32 on the CPU.
     stored = bias if device.type == "cpu" else bias.to(DTYPES[plain])
     out = torch.zeros(m, n, dtype=DTYPES[plain])
@@ -135,7 +135,7 @@ def linear(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
 def latent_op(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
     """sampler_step and guide: elementwise in fp32 on the latent."""
     size = case.sizes["size"]
-    z, v, noise = (make_values("random", size, seed=s).to(device) for s in range(3))
+    z, v, noise = (make_values("random", size, seed=s, device=device) for s in range(3))
     sigma, next_sigma, guidance = 0.9375, 0.75, 1.5
 
     def step(z: Tensor, v: Tensor, noise: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def patches(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
         return x.reshape(16, n, h, w)
 
     if case.op == "unpatchify":
-        tokens = make_values("random", n * h * w // 4, 64).to(device)
+        tokens = make_values("random", n * h * w // 4, 64, device=device)
         return Prepared(
             case.op,
             (tokens.cpu(), 16, n, h, w),
@@ -175,7 +175,7 @@ def patches(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
             reference=lambda: to_velocity(tokens),
             peers=torch_line(device, to_velocity, tokens),
         )
-    z, y = (make_values("random", c, n, h, w, seed=c).to(device) for c in (16, 20))
+    z, y = (make_values("random", c, n, h, w, seed=c, device=device) for c in (16, 20))
     return Prepared(
         case.op,
         (z.cpu(), y.cpu(), 0, fmt),
@@ -186,7 +186,7 @@ def patches(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
 
 
 def all_finite(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
-    x = make_values("random", case.sizes["size"]).to(device)
+    x = make_values("random", case.sizes["size"], device=device)
     return Prepared(
         case.op,
         (x.cpu(),),

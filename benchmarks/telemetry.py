@@ -64,20 +64,22 @@ class Telemetry:
             except ImportError:
                 self._missing = "the package nvidia-ml-py is not installed"
                 return
-        self._nvml.nvmlInit()
-        # NVML does not know CUDA_VISIBLE_DEVICES: its indices are not those of CUDA.
-        self._handle = (
-            self._nvml.nvmlDeviceGetHandleByIndex(index)
-            if nvml is not None
-            else self._nvml.nvmlDeviceGetHandleByUUID(
-                f"GPU-{torch.cuda.get_device_properties(index).uuid}"
-            )
-        )
-        self._missing = ""
+        try:
+            self._nvml.nvmlInit()
+            self._handle = self._find(index) if nvml is None else nvml.nvmlDeviceGetHandleByIndex(0)
+            self._sample()
+        except Exception as error:  # NVML's, which are no class of ours to name
+            self._missing = f"NVML: {error}"
+        else:
+            self._missing = ""
+
+    def _find(self, index: int) -> Any:
+        """By UUID: NVML does not know CUDA_VISIBLE_DEVICES, its indices are not those of CUDA."""
+        uuid = str(torch.cuda.get_device_properties(index).uuid)
+        return self._nvml.nvmlDeviceGetHandleByUUID("GPU-" + uuid.removeprefix("GPU-"))
 
     def __enter__(self) -> Telemetry:
         if not self._missing:
-            self._sample()
             self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
             self._thread.start()
         return self
