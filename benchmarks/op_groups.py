@@ -39,8 +39,9 @@ class Group:
 
 def measure(loaded: Loaded, policy: MemoryPolicy) -> list[Group]:
     """Of a steady block, the most expensive first."""
-    one, two = (_log(loaded, policy, layers) for layers in (1, 2))
     layers = int(loaded.config["num_layers"])
+    one = _log(loaded, policy, 1)
+    two = _log(loaded, policy, 2) if layers > 1 else one
     groups = []
     for op, times in two.items():
         calls = len(one[op]) + (layers - 1) * (len(times) - len(one[op]))
