@@ -72,6 +72,8 @@ model=(--device cuda:0 --random-weights released --size 512x512 --precision fp8)
 stage kernels "${bench[@]}" kernels --device cuda:0 --repeat 5 --check --json "$out/kernels.json" \
   --plot "$out/roofline.png" || failed=1
 stage block "${bench[@]}" block "${model[@]}" --repeat 5 --json "$out/block.json" || failed=1
+# Both kernels of self-attention, of which the engine packages the first (docs/attention.md).
+stage attention env PYTHONPATH=. python3 tests/kernels/attention/attention_gpu.py || failed=1
 stage tests python3 -m pytest -m gpu -x -q || failed=1
 stage paper "${bench[@]}" paper "${model[@]}" --repeat 3 --blocks 20 --json "$out/paper.json" \
   --plot "$out/scaling.png" || failed=1
