@@ -1,0 +1,64 @@
+"""The baselines beside which a block is timed: their FP8 is FP8, and one that fails is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import __main__ as command
+from benchmarks import block, models
+from benchmarks.baseline import Baselines, ScaledLinear, with_fp8_linears
+from benchmarks.models import Loaded
+from benchmarks.timing import Clock
+from tests.conftest import relative_error
+
+MAIN = "plain PyTorch, float32"
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    arguments = ["--device", "cpu", "--random-weights", "tiny", "--size", "32x32"]
+    return models.load(command.parse(["block", *arguments]))
+
+
+def test_fp8_linears_cost_what_fp8_costs(loaded: Loaded) -> None:
+    """2 to 5 % per product: less is not fp8, more is a bug. The same engine's contract."""
+    plain = Baselines(loaded, **block.inputs(loaded, 4)).models[MAIN]
+    fp8 = with_fp8_linears(plain)
+    scaled = [name for name, m in fp8.named_modules() if isinstance(m, ScaledLinear)]
+    # q, k, v, o; cross q, o; audio q, proj; two of the FFN
+    assert len(scaled) == 10 * loaded.config["num_layers"]
+    assert not any(isinstance(m, ScaledLinear) for m in plain.modules())
+    x = torch.randn(64, loaded.config["dim"], generator=torch.Generator().manual_seed(0))
+    for name in ("blocks.0.self_attn.q", "blocks.1.ffn.0"):
+        try:
+            found = fp8.get_submodule(name)(x)
+        except (RuntimeError, NotImplementedError) as error:
+            pytest.skip(f"torch {torch.__version__} has no row-wise fp8 product here: {error}")
+        assert 0.02 < relative_error(found, plain.get_submodule(name)(x)) < 0.05
+
+
+class Broken(nn.Module):
+    def forward(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("this variant\ndoes not work")
+
+
+def test_a_variant_that_fails_is_named(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are measured all the same, on blocks of their own number."""
+    open_baselines = Baselines.__init__
+
+    def with_a_broken_one(self: Baselines, *given: Any, **named: Any) -> None:
+        open_baselines(self, *given, **named)
+        broken = Broken()
+        broken.config, broken.device, broken.dtype = loaded.config, "cpu", torch.float32  # type: ignore[assignment]
+        self.models["broken"] = broken  # type: ignore[assignment]
+
+    monkeypatch.setattr(Baselines, "__init__", with_a_broken_one)
+    found = block.compare(loaded, 2, Clock(torch.device("cpu")))
+    assert found["missing"] == {"broken": "this variant does not work"}
+    assert [row["name"] for row in found["baselines"]] == [MAIN]
+    assert found["ms_per_block"]["n"] == found["baselines"][0]["ms_per_block"]["n"] == 2
+    assert found["relative_difference"] < 1e-5
