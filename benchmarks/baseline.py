@@ -111,10 +111,8 @@ class Baselines:
         if name in self.missing:
             return None
         self.stream.model = self.models[name]
-        block = self.stream.block
         try:
             return self.stream.denoise(noise, list(renoise))
         except Exception as error:  # of torch.compile, whatever they are
             self.missing[name] = " ".join(str(error).split())[:200]
-            self.stream.block = block
             return None

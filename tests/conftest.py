@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,15 @@ def compiled_kernels() -> Path:
     command = [sys.executable, "-m", "triton_kernels.compile", "--arch", "sm_90a", "--out", folder]
     subprocess.run(command, check=True, cwd=REPOSITORY)
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tiny networks: with more, threads that wait for one another would be most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

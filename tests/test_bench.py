@@ -31,15 +31,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = ["--device", "cpu", "--random-weights", "tiny", "--size", "32x32", "--repeat", "1"]
 
 
-@pytest.fixture
-def one_thread():
-    """The networks are tiny: threads that wait for one another would be all that is measured."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # ---------------------------------------------------------------------------- numbers
 
 

@@ -12,14 +12,16 @@ from benchmarks import __main__ as command
 from benchmarks import block, models
 from benchmarks.baseline import Baselines, ScaledLinear, with_fp8_linears
 from benchmarks.models import Loaded
+from benchmarks.plain_torch import PlainDiT
 from benchmarks.timing import Clock
 from tests.conftest import relative_error
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MAIN = "plain PyTorch, float32"
 
 
 @pytest.fixture(scope="module")
-def loaded() -> Loaded:
+def loaded(one_thread: None) -> Loaded:
     arguments = ["--device", "cpu", "--random-weights", "tiny", "--size", "32x32"]
     return models.load(command.parse(["block", *arguments]))
 
@@ -41,24 +43,35 @@ def test_fp8_linears_cost_what_fp8_costs(loaded: Loaded) -> None:
         assert 0.02 < relative_error(found, plain.get_submodule(name)(x)) < 0.05
 
 
-class Broken(nn.Module):
+class Broken(PlainDiT):
+    def __init__(self, whole: PlainDiT) -> None:
+        nn.Module.__init__(self)
+        self.config, self.device, self.dtype = whole.config, whole.device, whole.dtype
+
     def forward(self, *_: Any, **__: Any) -> Any:
         raise RuntimeError("this variant\ndoes not work")
 
 
 def test_a_variant_that_fails_is_named(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others are measured all the same, on blocks of their own number."""
-    open_baselines = Baselines.__init__
+    """The others are measured all the same, each on every block of its turn."""
+    seen: list[tuple[str, int]] = []
+    open_baselines, denoise = Baselines.__init__, Baselines.denoise
 
-    def with_a_broken_one(self: Baselines, *given: Any, **named: Any) -> None:
+    def with_two_more(self: Baselines, *given: Any, **named: Any) -> None:
         open_baselines(self, *given, **named)
-        broken = Broken()
-        broken.config, broken.device, broken.dtype = loaded.config, "cpu", torch.float32  # type: ignore[assignment]
-        self.models["broken"] = broken  # type: ignore[assignment]
+        self.models |= {"broken": Broken(self.models[MAIN]), "second": self.models[MAIN]}
 
-    monkeypatch.setattr(Baselines, "__init__", with_a_broken_one)
+    def seeing(self: Baselines, name: str, *given: Any) -> Any:
+        seen.append((name, self.stream.block))
+        return denoise(self, name, *given)
+
+    monkeypatch.setattr(Baselines, "__init__", with_two_more)
+    monkeypatch.setattr(Baselines, "denoise", seeing)
     found = block.compare(loaded, 2, Clock(torch.device("cpu")))
     assert found["missing"] == {"broken": "this variant does not work"}
-    assert [row["name"] for row in found["baselines"]] == [MAIN]
-    assert found["ms_per_block"]["n"] == found["baselines"][0]["ms_per_block"]["n"] == 2
-    assert found["relative_difference"] < 1e-5
+    assert [row["name"] for row in found["baselines"]] == [MAIN, "second"]
+    assert {row["ms_per_block"]["n"] for row in found["baselines"]} == {2}
+    assert found["ms_per_block"]["n"] == 2 and found["relative_difference"] < 1e-5
+    # Alone up to block 2, in turn from block 3 on, of which the first turn is not timed.
+    names = (MAIN, "broken", "second")
+    assert seen == [(MAIN, b) for b in range(3)] + [(n, b) for b in (3, 4, 5) for n in names]

@@ -12,6 +12,7 @@ from benchmarks.models import MODELS
 from benchmarks.plain_torch import PlainDiT, PlainStream
 from liveact.demo_weights import random_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RELEASED = MODELS["released"].config
 
 
