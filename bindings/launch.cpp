@@ -36,6 +36,7 @@ void launch(Device& device, const std::string& name, uintptr_t stream, const py:
                   parameter.name, ", found none");
     arguments.push_back(argument(values[parameter.name.c_str()], parameter.type));
   }
+  const py::gil_scoped_release release;  // the driver waits where its queue is full
   const cuda::ContextScope scope(gpu->driver(), gpu->context());
   gpu->kernels().launch(name, reinterpret_cast<cuda::CUstream>(stream), arguments);
 }
