@@ -7,6 +7,7 @@ A benchmark is a module of this package with
     print_table(result, console)   the result as a reader wants it
     FIELDS                         what of its own a result has, see schema.py
     plot(result, path)             optional: makes --plot available
+    verify(result)                 optional: raises LiveActError where the result is a failure
 
 and a line in BENCHMARKS. The stamp of the machine and what the GPU did meanwhile are added here.
 """
@@ -85,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.module.print_table(result, console)
         if getattr(options, "plot", None):
             options.module.plot(result, options.plot)
+        if hasattr(options.module, "verify"):
+            options.module.verify(result)
     except (InputError, DeviceError, OSError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
