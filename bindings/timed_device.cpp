@@ -117,6 +117,12 @@ class TimedDevice final : public Device {
   void upload(void* target, const void* host, int64_t bytes) override {
     inner_->upload(target, host, bytes);
   }
+  void download(void* host, const void* source, int64_t bytes) override {
+    inner_->download(host, source, bytes);
+  }
+  bool is_device_memory(const void* pointer) const override {
+    return inner_->is_device_memory(pointer);
+  }
   DType bias_dtype(DType out) const override { return inner_->bias_dtype(out); }
   bool tap_major() const override { return inner_->tap_major(); }
   bool uses_host_weights(DType dtype) const override { return inner_->uses_host_weights(dtype); }

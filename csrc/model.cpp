@@ -242,11 +242,29 @@ class Model::Loader {
     }
   }
 
-  const HostTensor& host(const std::string& name) const {
-    const HostTensor& tensor = tensors_.at(name);
-    LIVEACT_CHECK(tensor.dtype != DType::f8, "checkpoint: expected ", name,
+  // A tensor that the host can read, with a copy where it lies on the device.
+  struct Readable {
+    HostTensor tensor;
+    std::vector<uint8_t> copy;
+
+    operator const HostTensor&() const { return tensor; }  // NOLINT(google-explicit-constructor)
+  };
+
+  Readable readable(const std::string& name) const {
+    Readable result{tensors_.at(name), {}};
+    if (model_.device_->is_device_memory(result.tensor.data)) {
+      result.copy.resize(element_count(result.tensor) * size_bytes(result.tensor.dtype));
+      model_.device_->download(result.copy.data(), result.tensor.data, std::ssize(result.copy));
+      result.tensor.data = result.copy.data();
+    }
+    return result;
+  }
+
+  // The same for one whose values are wanted.
+  Readable host(const std::string& name) const {
+    LIVEACT_CHECK(tensors_.at(name).dtype != DType::f8, "checkpoint: expected ", name,
                   " in bf16 or fp32, found fp8");
-    return tensor;
+    return readable(name);
   }
 
   const float* vector(const std::string& name) { return upload(to_f32(host(name))); }
@@ -340,12 +358,17 @@ class Model::Loader {
                       found->second.shape == shape,
                   "checkpoint: expected tensor ", key, " ", shape_text(shape), " in fp32 beside ",
                   name, ".weight in fp8");
-    std::copy_n(static_cast<const float*>(found->second.data), shape[0], scale);
+    const Readable given = readable(key);
+    std::copy_n(static_cast<const float*>(given.tensor.data), shape[0], scale);
   }
 
-  // The parts of a weight one after another in its format, converted tensor by tensor, so that the
-  // host never holds more than one; what has that format already goes as it lies. fp8 fills
-  // host_scale_ with one scale per row.
+  // The parts of a weight one after another in its format; what has that format already goes as it
+  // lies. fp8 fills host_scale_ with one scale per row.
+  //
+  // NOTE: host memory. Tensors are converted one by one, so the runtime holds one of them at a time
+  // (the largest of the released model has 142 MB in bf16). The checkpoint is mapped and read in
+  // the order of the layers: its pages are clean copies of the file, which the system drops when it
+  // needs room, whatever the size of a shard. Nothing is written to them.
   const void* convert(const std::vector<std::string>& names, const Weight& weight) {
     const int64_t row_bytes = weight.k * size_bytes(weight.dtype);
     model_.buffers_.emplace_back(*model_.device_, weight.n * row_bytes);
@@ -360,11 +383,11 @@ class Model::Loader {
       if (tensor.dtype != weight.dtype) {
         converted.resize(n * row_bytes);
         source = converted.data();
-        encode_rows(tensor, {.data = converted.data(),
-                             .dtype = weight.dtype,
-                             .rows = n,
-                             .cols = weight.k,
-                             .scale = scale});
+        encode_rows(readable(name + ".weight"), {.data = converted.data(),
+                                                 .dtype = weight.dtype,
+                                                 .rows = n,
+                                                 .cols = weight.k,
+                                                 .scale = scale});
       } else if (scale != nullptr) {
         read_scale(name, scale);
       }
@@ -402,7 +425,7 @@ Model::Model(std::shared_ptr<Device> device, const ModelConfig& config, const Ho
   precision.check(config.num_layers);
   Loader load(*this, tensors);
   const DType plain = precision.activations;
-  const DType stored = load.host("head.head.weight").dtype;
+  const DType stored = tensors.at("head.head.weight").dtype;
   require_room(*device_, "the weights",
                {{"products", weight_bytes(config, precision, stored)},
                 {"constants", constant_bytes(*device_, config, precision)}});
@@ -424,18 +447,21 @@ Model::Model(std::shared_ptr<Device> device, const ModelConfig& config, const Ho
 
   std::vector<float> e[kSteps];
   std::vector<float> e0[kSteps];
+  const auto through = [&](const std::string& name, std::vector<float>* rows, bool silu_before) {
+    const Loader::Readable weight = load.host(name + ".weight");
+    const Loader::Readable bias = load.host(name + ".bias");
+    for (int step = 0; step < kSteps; ++step) {
+      if (silu_before) silu(rows[step]);
+      rows[step] = host_linear(rows[step], weight, bias);
+    }
+  };
   for (int step = 0; step < kSteps; ++step) {
     e[step] = timestep_embedding(kTimesteps[step], config.freq_dim);
-    e[step] = host_linear(e[step], load.host("time_embedding.0.weight"),
-                          load.host("time_embedding.0.bias"));
-    silu(e[step]);
-    e[step] = host_linear(e[step], load.host("time_embedding.2.weight"),
-                          load.host("time_embedding.2.bias"));
-    e0[step] = e[step];
-    silu(e0[step]);
-    e0[step] = host_linear(e0[step], load.host("time_projection.1.weight"),
-                           load.host("time_projection.1.bias"));
   }
+  through("time_embedding.0", e, false);
+  through("time_embedding.2", e, true);
+  std::copy(std::begin(e), std::end(e), std::begin(e0));
+  through("time_projection.1", e0, true);
   // Row `index` of modulation + e, plus `offset`.
   const auto modulation = [&](const std::vector<float>& table, const std::vector<float>& time,
                               bool per_row, int index, float offset) {

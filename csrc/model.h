@@ -3,7 +3,9 @@
 // Tensors come in as named host memory in the released layout (checkpoint names, bf16 or fp32), or
 // as `liveact convert` writes them: products in fp8, X.weight with the scales X.weight_scale [n].
 // Where the device can use them in place they are not copied, so the host memory must outlive the
-// model. Everything that derives from the three fixed timesteps is computed here once.
+// model. They may also lie on the device itself (benchmarks make them there), written by work that
+// is done: then the products whose format they have never pass through the host. Everything that
+// derives from the three fixed timesteps is computed here once.
 #pragma once
 
 #include <array>

@@ -267,7 +267,11 @@ class Device {
   // What is free now; nothing where the device cannot say (the system may still give more).
   virtual std::optional<int64_t> free_bytes() const = 0;
 
-  virtual void upload(void* target, const void* host, int64_t bytes) = 0;
+  // `source` is host memory or memory of this device that others (torch) allocated.
+  virtual void upload(void* target, const void* source, int64_t bytes) = 0;
+  virtual void download(void* host, const void* source, int64_t bytes) = 0;
+  // Whether the host cannot read there.
+  virtual bool is_device_memory(const void* pointer) const = 0;
 
   // The format in which this device wants the bias of a linear whose output has format `out`.
   virtual DType bias_dtype(DType out) const = 0;

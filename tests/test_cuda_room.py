@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from liveact import _core, kernels
-from liveact.dit import RELEASED_SLOTS, Dit, MemoryPolicy
+from liveact.dit import RELEASED_SLOTS, Dit, MemoryPolicy, product_weights
 from liveact.errors import DeviceError
 from tests.cuda.fake import FakeCuda
 from tests.cuda.small import core_config, random_weights
@@ -107,3 +108,52 @@ def test_what_the_released_model_takes_in_fp8(fake, images, latent, most_gb: int
     )  # steps, layers, frames, F, k v D
     assert context < stream < 1.35 * context
     assert weights + stream <= most_gb * 1e9, f"{weights / 1e9:.1f} and {stream / 1e9:.1f} GB"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "fp8 from bf16"])
+def test_weights_may_lie_on_the_device(fake, images, weights, precision: str) -> None:
+    """The model is the same, and the host reads no product that has its format already."""
+    precision, _, other = precision.partition(" from ")
+    given: dict[str, tuple[torch.Tensor, str]] = {n: (t, "bf16") for n, t in weights.items()}
+    products = product_weights(NUM_LAYERS)
+    if precision == "fp8" and not other:
+        for name in products:
+            tensor = given[name][0]
+            codes, scale = _core.quantize_weight(tensor.data_ptr(), "bf16", list(tensor.shape))
+            given[name] = (torch.from_numpy(codes), "fp8")
+            given[f"{name}_scale"] = (torch.from_numpy(scale), "fp32")
+
+    def contents(on_device: bool) -> list[str]:
+        device = open_device(fake, images)
+        described = {}
+        for name, (tensor, dtype) in given.items():
+            address = tensor.data_ptr()
+            if on_device:
+                address = fake.seal(address, tensor.nbytes)
+            described[name] = (address, dtype, list(tensor.shape))
+        fake.clear()
+        model = _core.Model(device, core_config(NUM_LAYERS), described, precision)
+        found = fake.contents()
+        del model
+        return found
+
+    assert contents(on_device=True) == contents(on_device=False)
+
+    contents(on_device=True)
+    read = sorted(
+        int(line.split()[3]) for line in fake.log() if line.startswith("cuMemcpyAsync device host")
+    )
+    # Read: what is not a product, and products that are yet to be converted.
+    unread = set(products) if not other else set()
+    unread |= {
+        name
+        for name, (tensor, _) in given.items()
+        if name.endswith(".weight")
+        and tensor.ndim > 1
+        and name not in products
+        and "memory_proj" not in name
+        and not name.startswith("time_")
+    }
+    unread.add("audio_proj.proj1.bias")  # of the first latent frame, which has no audio
+    expected = sorted(t.nbytes for n, (t, _) in given.items() if n not in unread)
+    assert read == expected, (Counter(read) - Counter(expected), Counter(expected) - Counter(read))

@@ -28,6 +28,8 @@ class CpuDevice final : public Device {
   int64_t allocation_count() const override { return allocation_count_; }
   std::optional<int64_t> free_bytes() const override { return std::nullopt; }
   void upload(void* target, const void* host, int64_t bytes) override;
+  void download(void* host, const void* source, int64_t bytes) override;
+  bool is_device_memory(const void*) const override { return false; }
   DType bias_dtype(DType) const override { return DType::f32; }
   bool uses_host_weights(DType) const override { return true; }
   std::unique_ptr<Ops> open_ops(const OpsLimits& limits) override;

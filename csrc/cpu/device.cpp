@@ -45,6 +45,10 @@ void CpuDevice::upload(void* target, const void* host, int64_t bytes) {
   std::memcpy(target, host, bytes);
 }
 
+void CpuDevice::download(void* host, const void* source, int64_t bytes) {
+  std::memcpy(host, source, bytes);
+}
+
 std::unique_ptr<Ops> CpuDevice::open_ops(const OpsLimits& limits) {
   return std::make_unique<CpuOps>(*this, limits);
 }

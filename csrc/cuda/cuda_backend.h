@@ -39,7 +39,9 @@ class CudaDevice final : public Device {
   int64_t allocated_bytes() const override { return allocated_bytes_; }
   int64_t allocation_count() const override { return allocation_count_; }
   std::optional<int64_t> free_bytes() const override;
-  void upload(void* target, const void* host, int64_t bytes) override;
+  void upload(void* target, const void* source, int64_t bytes) override;
+  void download(void* host, const void* source, int64_t bytes) override;
+  bool is_device_memory(const void* pointer) const override;
   DType bias_dtype(DType out) const override { return out; }
   bool tap_major() const override { return true; }
   bool uses_host_weights(DType) const override { return false; }
@@ -53,6 +55,8 @@ class CudaDevice final : public Device {
   GemmChoices& gemm_choices() { return gemm_choices_; }
 
  private:
+  void copy(const void* target, const void* source, int64_t bytes);
+
   Driver driver_;
   CublasLt cublaslt_;
   CUdevice device_ = 0;

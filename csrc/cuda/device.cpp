@@ -86,12 +86,31 @@ std::optional<int64_t> CudaDevice::free_bytes() const {
   return static_cast<int64_t>(free_bytes);
 }
 
-void CudaDevice::upload(void* target, const void* host, int64_t bytes) {
+void CudaDevice::upload(void* target, const void* source, int64_t bytes) {
+  copy(target, source, bytes);
+}
+
+void CudaDevice::download(void* host, const void* source, int64_t bytes) {
+  copy(host, source, bytes);
+}
+
+// Addresses say which memory they are of (unified addressing), so the driver finds the way.
+void CudaDevice::copy(const void* target, const void* source, int64_t bytes) {
   const ContextScope scope(driver_, context_);
-  driver_.check(driver_.copy_to_device(reinterpret_cast<CUdeviceptr>(target), host,
-                                       static_cast<size_t>(bytes), upload_stream_),
-                "cuMemcpyHtoDAsync");
+  driver_.check(
+      driver_.copy(reinterpret_cast<CUdeviceptr>(target), reinterpret_cast<CUdeviceptr>(source),
+                   static_cast<size_t>(bytes), upload_stream_),
+      "cuMemcpyAsync");
   driver_.check(driver_.stream_synchronize(upload_stream_), "cuStreamSynchronize");
+}
+
+bool CudaDevice::is_device_memory(const void* pointer) const {
+  const ContextScope scope(driver_, context_);
+  unsigned type = 0;
+  // Fails for host memory that CUDA has never heard of, which is most.
+  return driver_.pointer_attribute(&type, kPointerMemoryType,
+                                   reinterpret_cast<CUdeviceptr>(pointer)) == kSuccess &&
+         type == kMemoryTypeDevice;
 }
 
 std::unique_ptr<Ops> CudaDevice::open_ops(const OpsLimits& limits) {

@@ -30,6 +30,8 @@ constexpr int kComputeCapabilityMajor = 75;
 constexpr int kComputeCapabilityMinor = 76;
 constexpr int kMaxSharedMemoryOptin = 97;
 constexpr int kFunctionMaxDynamicShared = 8;
+constexpr int kPointerMemoryType = 2;
+constexpr unsigned kMemoryTypeDevice = 2;
 constexpr unsigned kStreamNonBlocking = 1;
 constexpr int kCaptureRelaxed = 2;
 
@@ -51,6 +53,8 @@ constexpr int kCaptureRelaxed = 2;
   X(memory_set, "cuMemsetD8Async", (CUdeviceptr, unsigned char, size_t, CUstream))                 \
   X(copy_to_device, "cuMemcpyHtoDAsync_v2", (CUdeviceptr, const void*, size_t, CUstream))          \
   X(copy_to_host, "cuMemcpyDtoHAsync_v2", (void*, CUdeviceptr, size_t, CUstream))                  \
+  X(copy, "cuMemcpyAsync", (CUdeviceptr, CUdeviceptr, size_t, CUstream))                           \
+  X(pointer_attribute, "cuPointerGetAttribute", (void*, int, CUdeviceptr))                         \
   X(copy_on_device, "cuMemcpyDtoDAsync_v2", (CUdeviceptr, CUdeviceptr, size_t, CUstream))          \
   X(stream_create, "cuStreamCreateWithPriority", (CUstream*, unsigned, int))                       \
   X(stream_destroy, "cuStreamDestroy_v2", (CUstream))                                              \

@@ -33,6 +33,8 @@ class FakeCuda:
         self._library.fake_log.restype = ctypes.c_char_p
         self._library.fake_live_allocations.restype = ctypes.c_long
         self._library.fake_live_events.restype = ctypes.c_long
+        self._library.fake_seal.restype = ctypes.c_void_p
+        self._library.fake_contents.restype = ctypes.c_char_p
         self._hook: Any = None
 
     @classmethod
@@ -69,6 +71,15 @@ class FakeCuda:
 
     def live_events(self) -> int:
         return int(self._library.fake_live_events())
+
+    def seal(self, address: int, num_bytes: int) -> int:
+        """The address of a copy that only copies of this driver may read, as device memory."""
+        size = ctypes.c_size_t(num_bytes)
+        return int(self._library.fake_seal(ctypes.c_void_p(address), size))
+
+    def contents(self) -> list[str]:
+        """A hash of each live allocation, sorted."""
+        return list(self._library.fake_contents().decode().split())
 
     def set_free_memory(self, num_bytes: int = 2**40) -> None:
         self._library.fake_free_memory(ctypes.c_size_t(num_bytes))

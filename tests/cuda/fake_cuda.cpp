@@ -6,6 +6,8 @@
 // call fail once. Modules are named by their image: a test passes a kernel's name as its cubin. A
 // clock stands still but for kernels and products, which take as long as the constants below say.
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -17,6 +19,7 @@
 #include <set>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -40,9 +43,10 @@ std::map<std::string, std::string> declared;  // kernel -> 'p', 'i' or 'f' per p
 std::map<uintptr_t, std::string> modules;     // CUmodule -> image
 std::map<uintptr_t, std::string> functions;   // CUfunction -> image of its module
 uintptr_t next_handle = 0x1000;
-long live_allocations = 0;
-size_t free_memory = size_t{1} << 40;  // as cuMemGetInfo says; nothing is subtracted from it
-std::map<void*, Graph*> captures;      // CUstream -> what is being captured
+std::map<unsigned long long, size_t> allocations;
+std::map<unsigned long long, size_t> sealed;  // memory that only copies may read, as on a device
+size_t free_memory = size_t{1} << 40;         // as cuMemGetInfo says; nothing is subtracted from it
+std::map<void*, Graph*> captures;             // CUstream -> what is being captured
 Hook hook = nullptr;
 double clock_ms = 0;
 constexpr double kKernelMs = 0.25;  // sums of it are exact
@@ -193,7 +197,26 @@ EXPORT void fake_fail(const char* call, int code) { failures[call] = code; }
 EXPORT void fake_declare(const char* kernel, const char* types) { declared[kernel] = types; }
 EXPORT void fake_algorithms(const double* ms, int count) { algorithms.assign(ms, ms + count); }
 EXPORT void fake_hook(Hook new_hook) { hook = new_hook; }
-EXPORT long fake_live_allocations() { return live_allocations; }
+EXPORT long fake_live_allocations() { return static_cast<long>(allocations.size()); }
+// A copy of host memory where only copies of this driver may read.
+EXPORT void* fake_seal(const void* data, size_t bytes) {
+  void* room = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  std::memcpy(room, data, bytes);
+  mprotect(room, bytes, PROT_NONE);
+  sealed[reinterpret_cast<unsigned long long>(room)] = bytes;
+  return room;
+}
+// The contents of everything allocated, as sorted hashes: where it lies does not matter.
+EXPORT const char* fake_contents() {
+  static std::string text;
+  std::multiset<size_t> hashes;
+  for (const auto& [pointer, bytes] : allocations) {
+    hashes.insert(std::hash<std::string_view>()({reinterpret_cast<const char*>(pointer), bytes}));
+  }
+  text.clear();
+  for (const size_t hash : hashes) text += std::to_string(hash) + " ";
+  return text.c_str();
+}
 EXPORT void fake_free_memory(size_t bytes) { free_memory = bytes; }
 EXPORT long fake_live_events() { return static_cast<long>(events.size()); }
 
@@ -241,12 +264,12 @@ EXPORT int cuMemAlloc_v2(unsigned long long* pointer, size_t bytes) {
   if (const int code = record("cuMemAlloc", bytes)) return code;
   *pointer =
       reinterpret_cast<unsigned long long>(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
-  ++live_allocations;
+  allocations[*pointer] = bytes;
   return 0;
 }
 EXPORT int cuMemFree_v2(unsigned long long pointer) {
   std::free(reinterpret_cast<void*>(pointer));
-  --live_allocations;
+  allocations.erase(pointer);
   return record("cuMemFree");
 }
 EXPORT int cuMemsetD8Async(unsigned long long pointer, unsigned char value, size_t bytes, void*) {
@@ -261,6 +284,22 @@ EXPORT int cuMemcpyHtoDAsync_v2(unsigned long long target, const void* source, s
 EXPORT int cuMemcpyDtoHAsync_v2(void* target, unsigned long long source, size_t bytes, void*) {
   std::memcpy(target, reinterpret_cast<void*>(source), bytes);
   return record("cuMemcpyDtoHAsync", bytes);
+}
+EXPORT int cuMemcpyAsync(unsigned long long target, unsigned long long source, size_t bytes,
+                         void*) {
+  const auto from = sealed.find(source);
+  if (from != sealed.end()) mprotect(reinterpret_cast<void*>(source), from->second, PROT_READ);
+  std::memcpy(reinterpret_cast<void*>(target), reinterpret_cast<void*>(source), bytes);
+  if (from != sealed.end()) mprotect(reinterpret_cast<void*>(source), from->second, PROT_NONE);
+  auto room = allocations.upper_bound(target);
+  const bool to_device = room != allocations.begin() && target < (--room)->first + room->second;
+  return record("cuMemcpyAsync", from != sealed.end() ? "device" : "host",
+                to_device ? "device" : "host", bytes);
+}
+EXPORT int cuPointerGetAttribute(void* value, int attribute, unsigned long long pointer) {
+  if (attribute != 2 || !sealed.contains(pointer)) return 1;  // CUDA_ERROR_INVALID_VALUE
+  *static_cast<unsigned*>(value) = 2;                         // CU_MEMORYTYPE_DEVICE
+  return 0;
 }
 EXPORT int cuMemcpyDtoDAsync_v2(unsigned long long target, unsigned long long source, size_t bytes,
                                 void* stream) {
@@ -406,9 +445,14 @@ EXPORT int cublasLtMatmulPreferenceDestroy(void*) {
 EXPORT int cublasLtMatmulPreferenceSetAttribute(void*, int attribute, const void*, size_t) {
   return record("cublasLtMatmulPreferenceSetAttribute", attribute);
 }
-EXPORT int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*,
+EXPORT int cublasLtMatmulAlgoGetHeuristic(void*, Desc* desc, void*, void*, void*, void*, void*,
                                           int at_most, uint64_t* results, int* found) {
   constexpr int kResultWords = 12;  // 96 bytes, the algorithm first
+  constexpr int kInvalidValue = 7;
+  // "The scaling mode for A scale (OUTER_VEC_32F) requires a custom pointer for A scale"
+  for (const auto& [mode, pointer] : {std::pair(31, 17), std::pair(32, 18)}) {
+    if (desc->attributes[mode] != 0 && desc->attributes[pointer] == 0) return kInvalidValue;
+  }
   *found = std::min(at_most, static_cast<int>(algorithms.size()));
   std::fill_n(results, kResultWords * *found, 0);
   for (int i = 0; i < *found; ++i) results[kResultWords * i] = i;
