@@ -67,18 +67,24 @@ failed=0
 stage install bash -c install || failed=1
 stage build bash -c build || exit 1 # nothing below means anything without it
 stage doctor python3 -m liveact.cli doctor || failed=1
+# The products first: without one of their kinds no stream opens.
+stage products env CUBLASLT_LOG_LEVEL=1 python3 -m pytest -m gpu -q -rs tests/test_gpu_products.py ||
+  failed=1
 bench=(python3 -m benchmarks)
 model=(--device cuda:0 --random-weights released --size 512x512 --precision fp8)
 stage kernels "${bench[@]}" kernels --device cuda:0 --repeat 5 --check --json "$out/kernels.json" \
   --plot "$out/roofline.png" || failed=1
 stage block "${bench[@]}" block "${model[@]}" --repeat 5 --json "$out/block.json" || failed=1
-# Both kernels of self-attention, of which the engine packages the first (docs/attention.md).
-stage attention env PYTHONPATH=. python3 tests/kernels/attention/attention_gpu.py || failed=1
-stage tests python3 -m pytest -m gpu -x -q || failed=1
+stage tests python3 -m pytest -m gpu -q -rs -k "not hopper" || failed=1
 stage paper "${bench[@]}" paper "${model[@]}" --repeat 3 --blocks 20 --json "$out/paper.json" \
   --plot "$out/scaling.png" || failed=1
 stage vae "${bench[@]}" vae --device cuda:0 --endurance-blocks 10 --json "$out/vae.json" || failed=1
 stage session "${bench[@]}" session "${model[@]}" --minutes 0.3 --json "$out/session.json" || failed=1
+# Both kernels of self-attention, of which the engine packages the first (docs/attention.md). Last and
+# with a limit of its own: the second has never run, and may hang.
+stage hopper timeout --kill-after=5 60 python3 -m pytest -m gpu -q -rs -k hopper || failed=1
+stage attention env PYTHONPATH=. timeout --kill-after=5 60 \
+  python3 tests/kernels/attention/attention_gpu.py || failed=1
 echo
 cat "$out/summary.txt"
 echo "took $SECONDS s"
