@@ -45,8 +45,10 @@ class PlainDecoder:
 
     @torch.no_grad()
     def decode_block(self, latents: Tensor) -> Tensor:
-        """latents [16, n, h, w] → video [3, t, 8·h, 8·w] in [−1, 1]; t = 4·n − 3 in the first block,
-        then 4·n."""
+        """latents [16, n, h, w] → video [3, t, 8·h, 8·w] in [−1, 1].
+
+        t is 4·n − 3 in the first block, then 4·n.
+        """
         known = 0 if self._context is None else CONTEXT
         window = latents if self._context is None else torch.cat([self._context, latents], dim=1)
         self._context = window[:, -CONTEXT:]
