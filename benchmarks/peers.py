@@ -56,12 +56,19 @@ def linear_peers(x: Tensor, weight: Tensor, bias: Tensor) -> list[Peer]:
     if x.device.type == "cuda":
         peers += [
             ("torch._scaled_mm, row-wise", lambda: _scaled_mm(x, weight, bias, per_row=True)),
+            # As the engine does: sums leave the tensor core's short accumulator every few products.
+            (
+                "torch._scaled_mm, row-wise, full sums",
+                lambda: _scaled_mm(x, weight, bias, per_row=True, fast=False),
+            ),
             ("torch._scaled_mm, per tensor", lambda: _scaled_mm(x, weight, bias, per_row=False)),
         ]
     return peers
 
 
-def _scaled_mm(x: Tensor, weight: Tensor, bias: Tensor, *, per_row: bool) -> Call:
+def _scaled_mm(
+    x: Tensor, weight: Tensor, bias: Tensor, *, per_row: bool, fast: bool = True
+) -> Call:
     """The product alone: x is quantised beforehand, as it comes out of the op before it."""
     if per_row:
         (qx, sx), (qw, sw) = row_scales(x), row_scales(weight)
@@ -70,7 +77,7 @@ def _scaled_mm(x: Tensor, weight: Tensor, bias: Tensor, *, per_row: bool) -> Cal
         (qx, sx), (qw, sw) = (row_scales(t.reshape(1, -1)) for t in (x, weight))
         qx, qw, sx, sw = qx.view_as(x), qw.view_as(weight), sx[0, 0], sw[0, 0]
     return lambda: torch._scaled_mm(
-        qx, qw.t(), scale_a=sx, scale_b=sw, bias=bias, out_dtype=x.dtype, use_fast_accum=True
+        qx, qw.t(), scale_a=sx, scale_b=sw, bias=bias, out_dtype=x.dtype, use_fast_accum=fast
     )
 
 

@@ -176,8 +176,11 @@ class Dit:
         self._tensors = {name: tensors[name] for name in _core.expected_tensors(config)}
         narrow = [n for n, tensor in self._tensors.items() if tensor.dtype == torch.float8_e4m3fn]
         self._tensors |= {f"{name}_scale": tensors[f"{name}_scale"] for name in narrow}
-        if any(tensor.is_cuda for tensor in self._tensors.values()):
-            torch.cuda.synchronize()  # the runtime does not know the stream that writes them
+        for tensor_device in {tensor.device for tensor in self._tensors.values()}:
+            if tensor_device.type == "cuda":
+                # The runtime does not know the stream that writes them. Not the whole device: other
+                # sessions may be recording on it.
+                torch.cuda.current_stream(tensor_device).synchronize()
         described = {
             name: (tensor.data_ptr(), _DTYPE_NAMES[tensor.dtype], list(tensor.shape))
             for name, tensor in self._tensors.items()
