@@ -355,6 +355,8 @@ def test_pictures_round_half_to_even_and_clamp():
     assert pictures[0, 0, :, 0].tolist() == np.rint(scaled).astype(int).tolist()
     assert pictures[0, 0, 3, 0] == 128  # 127.5 → even
     assert (pictures[..., 1] == 255).all()
-    assert to_uint8(torch.full((3, 1, 1, 1), 1 / 51 - 1.0))[0, 0, 0, 0] == 2  # 2.5 → even
+    half = torch.full((3, 1, 1, 1), -18 / 85)
+    assert ((half + 1) * 127.5 == 100.5).all()  # in fp32 too
+    assert to_uint8(half)[0, 0, 0, 0] == 100  # even
     with pytest.raises(InputError, match=r"found \[1, 2, 1, 7\]"):
         to_uint8(frames[:1])

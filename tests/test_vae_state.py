@@ -19,7 +19,7 @@ from liveact.demo_weights import random_vae
 from liveact.errors import InputError, LiveActError
 from liveact.vae import StreamingDecoder, WanVAE, WindowedDecoder
 from liveact.vae_modules import Encoder, FrameAttention
-from liveact.vae_state import CausalState, DecoderState
+from liveact.vae_state import CausalState, DecoderState, EncoderState
 from tests.conftest import relative_error
 
 TENSORS = {name: tensor.float() for name, tensor in random_vae(8, 0).items()}
@@ -72,6 +72,16 @@ def test_one_picture_encodes_as_the_first_of_many(vae):
     assert first.shape == (1, 16, 1, 1, 3)
     assert torch.equal(vae.encode(picture[:, :, :1].double()), first)
     torch.testing.assert_close(vae.encode(picture)[:, :, :1], first, rtol=0, atol=1e-6)
+
+
+def test_what_comes_after_a_pause_is_encoded(vae, monkeypatch):
+    """A picture, zeros until every stage repeats itself, and another picture."""
+    movie = torch.zeros(1, 3, 61, 8, 8)
+    movie[:, :, 0] = torch.rand(1, 3, 1, 1)
+    movie[:, :, 57:] = torch.rand(1, 3, 1, 1, 1)
+    found = vae.encode(movie)
+    monkeypatch.setattr(EncoderState, "once", lambda self, stage, x, run: run(x))
+    assert torch.equal(vae.encode(movie), found)
 
 
 # ------------------------------------------------------------------------------------ errors

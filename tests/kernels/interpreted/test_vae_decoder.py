@@ -107,11 +107,23 @@ def test_to_pictures(case: KernelCase) -> None:
 
 
 def test_pictures_round_half_to_even() -> None:
-    """127.5 → 128, 2.5 → 2: where a value and its bias meet exactly between two codes."""
+    """127.5 → 128, 100.5 → 100: where a value and its bias meet exactly between two codes."""
     value = torch.zeros(1, 1, 2, 8, dtype=torch.bfloat16)
-    bias = torch.tensor([0.0, 1 / 51 - 1.0, 1.0])
+    bias = torch.tensor([0.0, -18 / 85, 1.0])
     result = KernelOps(launch).pictures(Pending(value, bias))
-    assert result[0, 0].tolist() == [[128, 2, 255]] * 2
+    assert result[0, 0].tolist() == [[128, 100, 255]] * 2
+
+
+def test_nan_is_not_normalised_away() -> None:
+    """One NaN makes its pixel NaN, as on the CPU, and no other."""
+    x = Pending(torch.ones(1, 2, 2, 8, dtype=torch.bfloat16), torch.zeros(8))
+    x.value[0, 1, 0, 3] = torch.nan
+    found = torch.zeros_like(x.value)
+    KernelOps(launch).settle(x, found, torch.ones(8))
+    expected = torch.zeros_like(found)
+    TorchOps(torch.float32).settle(x, expected, torch.ones(8))
+    assert found[0, 1, 0].isnan().all() and found.isnan().sum() == 8
+    assert torch.equal(found.isnan(), expected.isnan())
 
 
 class Recorder:
