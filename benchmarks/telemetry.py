@@ -67,6 +67,7 @@ class Telemetry:
         try:
             self._nvml.nvmlInit()
             self._handle = self._find(index) if nvml is None else nvml.nvmlDeviceGetHandleByIndex(0)
+            self._card = self._describe()
             self._sample()
         except Exception as error:  # NVML's, which are no class of ours to name
             self._missing = f"NVML: {error}"
@@ -106,20 +107,24 @@ class Telemetry:
             )
         )
 
-    def summary(self) -> dict[str, Any]:
-        """FIELDS, or {"missing": why there is nothing}."""
-        if self._missing:
-            return {"missing": self._missing}
+    def _describe(self) -> dict[str, Any]:
         nvml, handle = self._nvml, self._handle
-        sm, memory, power, temperature, reasons = (
-            list(c) for c in zip(*self._samples, strict=True)
-        )
         return {
             "name": _text(nvml.nvmlDeviceGetName(handle)),
             "driver": _text(nvml.nvmlSystemGetDriverVersion()),
             "power_cap_w": nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
             "max_sm_mhz": nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
             "max_memory_mhz": nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """FIELDS, or {"missing": why there is nothing}."""
+        if self._missing:
+            return {"missing": self._missing}
+        sm, memory, power, temperature, reasons = (
+            list(c) for c in zip(*self._samples, strict=True)
+        )
+        return self._card | {
             "sm_mhz": spread.spread(sm),
             "memory_mhz": spread.spread(memory),
             "power_w": spread.spread(power),
