@@ -211,12 +211,10 @@ void bind_rows(py::module_& m) {
          const std::string& out) {
         const std::map<std::string, Activation> names = {{"gelu_tanh", Activation::gelu_tanh},
                                                          {"gelu_erf", Activation::gelu_erf},
-                                                         {"relu", Activation::relu},
-                                                         {"silu", Activation::silu}};
+                                                         {"relu", Activation::relu}};
         const auto found = names.find(activation);
-        LIVEACT_CHECK(found != names.end(),
-                      "activate: expected gelu_tanh, gelu_erf, relu or silu, got '", activation,
-                      "'");
+        LIVEACT_CHECK(found != names.end(), "activate: expected gelu_tanh, gelu_erf or relu, got '",
+                      activation, "'");
         Call call(device);
         const Rows in = call.rows(x);
         const Rows result = call.new_rows(in.rows, in.cols, dtype_named(out));

@@ -130,7 +130,7 @@ struct CompressFilter {
   CompressAxis axis = CompressAxis::token;
 };
 
-enum class Activation { gelu_tanh, gelu_erf, relu, silu };
+enum class Activation { gelu_tanh, gelu_erf, relu };
 
 constexpr int kTimeMarks = 8;
 

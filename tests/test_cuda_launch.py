@@ -269,6 +269,14 @@ def test_a_stream_that_cannot_open_leaves_nothing(fake, images, weights, call: s
     dit.open_stream(LATENT, MemoryPolicy(), 1.0, 4)
 
 
+def test_a_segment_beyond_32_bits_is_refused(fake, images) -> None:
+    """Sizes from which a kernel's offsets would wrap; checked when a stream opens."""
+    dit = Dit(open_device(fake, images), core_config(1), random_weights(1), "fp8")
+    with pytest.raises(LiveActError, match=r"fewer than 2\^31 keys x width in a segment, got 2 x"):
+        dit.open_stream((1024, 1024), MemoryPolicy(slots=(2, 2, 2, 32)), 1.0, 4)
+    dit.open_stream((1024, 1022), MemoryPolicy(slots=(2, 2, 2, 32)), 1.0, 4)
+
+
 def test_fp32_is_refused(fake, images, weights) -> None:
     with pytest.raises(LiveActError, match="fp32"):
         open_stream(open_device(fake, images), weights, "fp32")

@@ -1,7 +1,7 @@
 """unpatchify: the head's tokens to the velocity [channels, n, h, w] (csrc/ops.h).
 
-`unpatchify.{f32,bf16}` by the type of the tokens: elementwise over the velocity, which is written
-in order; its values are gathered. Once per step, 2 MB.
+Elementwise over the velocity, which is written in order; its values are gathered. Once per step,
+2 MB. The head writes fp32 whatever the format of the rest is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from triton_kernels.spec import Ceil, Launch, Spec
 
 @triton.jit
 def unpatchify(
-    tokens,  # [n * h * w / 4, 4 * channels] f32 or bf16, columns (ph, pw, channel)
+    tokens,  # [n * h * w / 4, 4 * channels] f32, columns (ph, pw, channel)
     v,  # [channels, n, h, w] f32
     channels,
     n,
@@ -32,15 +32,15 @@ def unpatchify(
     token = (frame * (h // 2) + row // 2) * (w // 2) + col // 2
     patch = row % 2 * 2 + col % 2
     value = tl.load(tokens + (token * 4 + patch) * channels + channel, mask=inside, other=0.0)
-    tl.store(v + index, value.to(tl.float32), mask=inside)
+    tl.store(v + index, value, mask=inside)
 
 
-def _spec(tokens_type: str) -> Spec:
-    return Spec(
-        name=f"unpatchify.{tokens_type}",
+SPECS = [
+    Spec(
+        name="unpatchify",
         function=unpatchify,
         parameters={
-            "tokens": f"*{tokens_type}",
+            "tokens": "*f32",
             "v": "*f32",
             "channels": "i32",
             "n": "i32",
@@ -55,6 +55,4 @@ def _spec(tokens_type: str) -> Spec:
         ops=("unpatchify",),
         max_registers=128,
     )
-
-
-SPECS = [_spec(tokens_type) for tokens_type in ("f32", "bf16")]
+]

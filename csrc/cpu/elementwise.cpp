@@ -96,9 +96,6 @@ void CpuOps::activate(const Rows& x, Activation activation, const Rows& out) {
       case Activation::relu:
         for (int64_t i = 0; i < n; ++i) target[i] = std::max(row[i], 0.0f);
         break;
-      case Activation::silu:
-        for (int64_t i = 0; i < n; ++i) target[i] = row[i] / (1.0f + std::exp(-row[i]));
-        break;
     }
     write_row(out, r, target);
   }

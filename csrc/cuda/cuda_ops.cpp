@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace liveact::cuda {
 
@@ -14,8 +15,13 @@ std::string variant(DType dtype) {
   return dtype == DType::f8 ? "f8" : dtype == DType::bf16 ? "bf16" : "f32";
 }
 
+// Columns of V. The kernels address a segment with 32 bits, which no promise of a parameter says.
 int64_t v_stride(const KvSegment& segment) {
-  return (segment.tokens + kValueStride - 1) / kValueStride * kValueStride;
+  const int64_t columns = (segment.tokens + kValueStride - 1) / kValueStride * kValueStride;
+  LIVEACT_CHECK(segment.heads * segment.head_dim * columns <= std::numeric_limits<int32_t>::max(),
+                "cuda: expected fewer than 2^31 keys x width in a segment, got ", segment.heads,
+                " x ", segment.head_dim, " x ", columns);
+  return columns;
 }
 
 }  // namespace
@@ -29,7 +35,9 @@ void CudaOps::patchify(const float* z, const float* y, int64_t z_channels, int64
 
 void CudaOps::unpatchify(const Rows& tokens, int64_t channels, int64_t n, int64_t h, int64_t w,
                          float* v) {
-  launch("unpatchify." + variant(tokens.dtype), {tokens.data, v, channels, n, h, w, tokens.size()});
+  LIVEACT_CHECK(tokens.dtype == DType::f32, "cuda unpatchify: expected tokens in fp32, got ",
+                liveact::name(tokens.dtype));
+  launch("unpatchify", {tokens.data, v, channels, n, h, w, tokens.size()});
 }
 
 void CudaOps::layer_norm(const Rows& x, const float* gain, const float* bias, float eps,
@@ -48,7 +56,7 @@ void CudaOps::rms_norm(const Rows& x, const float* gain, float eps, const Rows& 
 }
 
 void CudaOps::activate(const Rows& x, Activation activation, const Rows& out) {
-  const char* names[] = {"gelu_tanh", "gelu_erf", "relu", "silu"};
+  const char* names[] = {"gelu_tanh", "gelu_erf", "relu"};
   const std::string name = std::string("activate.") + names[static_cast<int>(activation)];
   if (out.dtype == DType::f8) {
     launch(name + "." + std::to_string(x.cols) + ".f8", {x.data, out.data, out.scale, x.rows});

@@ -73,14 +73,11 @@ double activation_reference(Activation activation, double x) {
       return 0.5 * x * std::erfc(-x * 0.70710678118654752);
     case Activation::relu:
       return x > 0.0 ? x : 0.0;
-    case Activation::silu:
-      return x / (1.0 + std::exp(-x));
   }
   return 0.0;
 }
 
-const Activation kActivations[] = {Activation::gelu_tanh, Activation::gelu_erf, Activation::relu,
-                                   Activation::silu};
+const Activation kActivations[] = {Activation::gelu_tanh, Activation::gelu_erf, Activation::relu};
 
 }  // namespace
 
