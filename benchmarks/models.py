@@ -118,7 +118,7 @@ class Loaded:
         keys = ("dim", "ffn_dim", "num_heads", "num_layers")
         return {
             "device": self.devices.name,
-            "precision": self.devices.precision,
+            "precision": str(self.devices.precision),
             "sizes": {key: self.config[key] for key in keys}
             | {
                 "picture": list(self.size),
@@ -142,7 +142,7 @@ def core_config(config: Mapping[str, Any], model: SizedModel) -> _core.ModelConf
 
 def load(options: argparse.Namespace) -> Loaded:
     """The DiT that `options` (see options.add_model) ask for. Raises InputError, DeviceError."""
-    devices = open_devices(options.device, None, options.precision)
+    devices = open_devices(options.device, None, options.precision, options.checkpoint)
     on_cpu = devices.name == "cpu"
     size = options.size or ((192, 192) if on_cpu else (512, 512))
     common = {"size": size, "seed": options.seed}

@@ -10,7 +10,7 @@ and how far it is above it is printed beside it.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,6 +20,7 @@ from benchmarks.timing import FLUSH_BYTES
 from liveact import _core
 from liveact.demo_weights import random_checkpoint
 from liveact.dit import Dit, MemoryPolicy
+from liveact.precision import PrecisionPolicy
 
 STEADY_BLOCK = 2  # the first whose memory is full
 
@@ -75,7 +76,10 @@ def _log(loaded: Loaded, policy: MemoryPolicy, layers: int) -> dict[str, list[fl
     timed = _core.TimedDevice(loaded.devices.core, 0 if on_cpu else FLUSH_BYTES["cuda"])
     if loaded.devices.precision == "fp32":
         weights = {name: tensor.float() for name, tensor in weights.items()}
-    stream = Dit(timed, core, weights, loaded.devices.precision).open_stream(
+    precision = loaded.devices.precision
+    if isinstance(precision, PrecisionPolicy):
+        precision = replace(precision, layers=precision.layers[:layers])
+    stream = Dit(timed, core, weights, precision).open_stream(
         loaded.latent_size, policy, 1.0, IMAGE_TOKENS
     )
     generator = torch.Generator().manual_seed(loaded.seed)

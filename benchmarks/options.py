@@ -47,7 +47,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="picture, multiples of 16; default: 512x512 on CUDA, 192x192 on the CPU",
     )
     parser.add_argument(
-        "--precision", choices=PRECISIONS, help="default: fp32 on the CPU, fp8 on CUDA"
+        "--precision",
+        help=f"{', '.join(PRECISIONS)} or a policy file; default: fp32 on the CPU, fp8 on CUDA",
     )
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--checkpoint", type=Path, help="directory in the released layout")

@@ -301,6 +301,21 @@ def test_op_groups_are_the_ops_of_a_block() -> None:
     assert calls["linear 768x256"] == 6  # qkv
 
 
+def test_a_policy_file_is_a_precision(tmp_path: Path) -> None:
+    """Also of the models of fewer layers that the times by op come from."""
+    formats = {product: {"format": "fp8"} for product in _core.products()}
+    mixed = formats | {"cross_kv": {"format": "bf16"}}
+    policy = tmp_path / "mixed.json"
+    policy.write_text(
+        json.dumps(
+            {"liveact_precision_policy": 1, "activations": "bf16", "layers": [formats, mixed]}
+        )
+    )
+    loaded = models.load(options_for("block", *TINY, "--precision", str(policy)))
+    assert "mixed.json" in loaded.described()["precision"]
+    assert {g.op for g in op_groups.measure(loaded, MemoryPolicy())} >= {"self_attention"}
+
+
 # ---------------------------------------------------------------------------- the commands
 
 
@@ -343,6 +358,7 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         (["kernels", "--device", "cpu", "--only", "nothing"], "only: expected part of the name"),
         (["session", "--device", "cpu", "--minutes", "0.1"], "minutes: expected more than 0.14"),
         (["block", "--device", "tpu"], "device: expected cpu or cuda:N, got 'tpu'"),
+        (["block", "--device", "cpu", "--precision", "fp7"], "precision: expected fp32"),
     ):
         assert command.main(arguments) == 2
         assert capsys.readouterr().err.startswith(f"benchmarks: {message}")
