@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.plain_vae import PlainDecoder
+from liveact import vae_ops
 from liveact.checkpoint import PthTensors
 from liveact.demo_weights import random_vae
 from liveact.errors import InputError, LiveActError
 from liveact.vae import StreamingDecoder, WanVAE, WindowedDecoder
 from liveact.vae_modules import Encoder, FrameAttention
+from liveact.vae_ops import TorchOps
 from liveact.vae_state import CausalState, DecoderState, EncoderState
 from tests.conftest import relative_error
 
@@ -49,6 +52,22 @@ def test_any_size_decodes_as_plain_pytorch(vae, size, frames_per_call):
     expected = PlainDecoder(TENSORS).decode_block(latents)
     found = video(StreamingDecoder(vae, frames_per_call), latents).clamp(-1, 1)
     assert relative_error(found, expected) < 1e-5  # fp32, as in test_vae.py
+
+
+def test_wide_convolutions_are_the_same(vae, monkeypatch):
+    """Below 96 channels a CPU convolves frames side by side, above and on a GPU volumes."""
+    latents = latents_of(3)
+    expected = video(StreamingDecoder(vae), latents)
+    monkeypatch.setattr(vae_ops, "_WIDE_BELOW", 0)
+    assert relative_error(video(StreamingDecoder(vae), latents), expected) < 1e-5
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9, 1.0])
+def test_the_norm_takes_dark_pixels_as_they_are(scale):
+    x = scale * torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(0))
+    gamma = torch.linspace(-1, 1, 8)
+    expected = F.normalize(x, dim=-1) * 8**0.5 * gamma
+    torch.testing.assert_close(TorchOps(torch.float32).norm(x, gamma), expected)
 
 
 def test_latents_of_any_format_and_layout(vae):
@@ -160,9 +179,19 @@ def test_close_frees_the_memory(vae, decoder_type):
     state: DecoderState = decoder.state if decoder_type is StreamingDecoder else decoder._state
     expected = video(decoder, latents_of(3))
     assert state.size_bytes == vae.decoder_bytes((2, 4))
+    assert state.size_bytes == 2 * vae.decoder_bytes((2, 4), dtype=torch.bfloat16)
     decoder.close()
     assert state.size_bytes == 0 and not state.recorded
     assert torch.equal(video(decoder, latents_of(3)), expected)
+
+
+def test_a_window_keeps_three_latent_frames(vae):
+    """And not what they were cut out of."""
+    decoder = WindowedDecoder(vae)
+    video(decoder, latents_of(8))
+    assert decoder._context is not None
+    assert torch.equal(decoder._context, latents_of(8)[:, 5:])
+    assert decoder._context.untyped_storage().nbytes() == 4 * 16 * 3 * 2 * 4
 
 
 def test_another_size_frees_before_it_allocates(vae, monkeypatch):
