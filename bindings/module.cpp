@@ -191,7 +191,8 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Device, std::shared_ptr<Device>>(m, "Device", "Memory and op queues of one device.")
       .def_property_readonly("name", &Device::name)
       .def_property_readonly("allocated_bytes", &Device::allocated_bytes)
-      .def_property_readonly("allocation_count", &Device::allocation_count);
+      .def_property_readonly("allocation_count", &Device::allocation_count)
+      .def_property_readonly("free_bytes", &Device::free_bytes);
   bind_timed_device(m);
   bind_launch(m);
   m.def("open_cpu", []() -> std::shared_ptr<Device> { return std::make_shared<cpu::CpuDevice>(); });
