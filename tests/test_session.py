@@ -449,7 +449,7 @@ class CheapDecoder:
         for i in range(n):
             yield np.zeros((1 if n == 6 and i == 0 else 4, 8 * h, 8 * w, 3), np.uint8)
 
-    def reset(self) -> None:
+    def close(self) -> None:
         pass
 
 
