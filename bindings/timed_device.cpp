@@ -15,7 +15,7 @@
 
 #include "bind_ops.h"
 #include "error.h"
-#include "forward_ops.h"
+#include "forward.h"
 
 namespace py = pybind11;
 
@@ -58,7 +58,7 @@ class TimedOps final : public ForwardOps {
         flush_(device, std::max<int64_t>(8 * timing.flush_floats, 4)) {}
 
   void around(const std::string& name, const std::function<void()>& op) override {
-    if (planning_) return op();
+    if (planning()) return op();
     if (!planned_ && begin_plan()) {  // an op outside of a stream, whose product nobody planned
       op();
       end_plan();
@@ -81,60 +81,32 @@ class TimedOps final : public ForwardOps {
 
   bool begin_plan() override {
     planned_ = true;
-    return planning_ = inner().begin_plan();
+    return ForwardOps::begin_plan();
   }
-  void end_plan() override {
-    planning_ = false;
-    inner().end_plan();
-  }
-  bool replay(int) override { return false; }
-  void begin_record(int) override {}
-  void end_record() override {}
 
  private:
   const Timing timing_;
   Log& log_;
   Buffer flush_;
-  bool planning_ = false;
   bool planned_ = false;
 };
 
-class TimedDevice final : public Device {
+class TimedDevice final : public ForwardDevice {
  public:
   TimedDevice(std::shared_ptr<Device> inner, const Timing& timing)
-      : inner_(std::move(inner)), timing_(timing) {
+      : ForwardDevice(std::move(inner)), timing_(timing) {
     LIVEACT_CHECK(timing.samples > 0 && timing.flush_floats >= 0 && timing.flush_floats % 64 == 0,
                   "timed device: expected samples >= 1 and a multiple of 512 bytes, got ",
                   timing.samples, " and ", 8 * timing.flush_floats);
   }
 
-  const char* name() const override { return inner_->name(); }
-  void* allocate(int64_t bytes) override { return inner_->allocate(bytes); }
-  void release(void* pointer) override { inner_->release(pointer); }
-  int64_t allocated_bytes() const override { return inner_->allocated_bytes(); }
-  int64_t allocation_count() const override { return inner_->allocation_count(); }
-  std::optional<int64_t> free_bytes() const override { return inner_->free_bytes(); }
-  void upload(void* target, const void* host, int64_t bytes) override {
-    inner_->upload(target, host, bytes);
-  }
-  void download(void* host, const void* source, int64_t bytes) override {
-    inner_->download(host, source, bytes);
-  }
-  bool is_device_memory(const void* pointer) const override {
-    return inner_->is_device_memory(pointer);
-  }
-  DType bias_dtype(DType out) const override { return inner_->bias_dtype(out); }
-  bool tap_major() const override { return inner_->tap_major(); }
-  bool uses_host_weights(DType dtype) const override { return inner_->uses_host_weights(dtype); }
-  int64_t ops_bytes(const OpsLimits& limits) const override { return inner_->ops_bytes(limits); }
   std::unique_ptr<Ops> open_ops(const OpsLimits& limits) override {
-    return std::make_unique<TimedOps>(*inner_, inner_->open_ops(limits), timing_, log_);
+    return std::make_unique<TimedOps>(inner(), inner().open_ops(limits), timing_, log_);
   }
 
   std::vector<std::pair<std::string, double>> take() { return log_.take(); }
 
  private:
-  std::shared_ptr<Device> inner_;
   const Timing timing_;
   Log log_;
 };

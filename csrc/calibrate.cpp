@@ -4,7 +4,6 @@
 
 #include "cpu/rows.h"
 #include "error.h"
-#include "forward_ops.h"
 
 namespace liveact {
 
@@ -85,16 +84,6 @@ class CalibrationOps final : public ForwardOps {
                      const Rope& rope, int64_t first_slot, const KvSegment& current,
                      const KvSegment& staging, const KvSegment& context) override;
 
-  bool begin_plan() override { return planning_ = inner().begin_plan(); }
-  void end_plan() override {
-    planning_ = false;
-    inner().end_plan();
-  }
-  // Nothing is recorded: the comparisons are made on the host.
-  bool replay(int) override { return false; }
-  void begin_record(int) override {}
-  void end_record() override {}
-
  private:
   // The arguments of the last split_qkv: its q, k, v are needed once more, in fp8.
   struct Split {
@@ -108,7 +97,7 @@ class CalibrationOps final : public ForwardOps {
 
   // Where the errors of a product go; null for what is not measured, such as a plan.
   SquaredError* watched(const void* key) const {
-    if (planning_) return nullptr;
+    if (planning()) return nullptr;
     const auto found = ledger_->watched.find(key);
     return found == ledger_->watched.end() ? nullptr : found->second;
   }
@@ -116,7 +105,6 @@ class CalibrationOps final : public ForwardOps {
 
   Device& device_;
   std::shared_ptr<CalibrationLedger> ledger_;
-  bool planning_ = false;
   ScratchRows operand_{device_}, weight_{device_}, wide_{device_}, narrow_{device_};
   std::vector<char> host_wide_, host_narrow_;
 
@@ -247,7 +235,7 @@ void CalibrationDevice::watch(const Model& model) {
 }
 
 std::unique_ptr<Ops> CalibrationDevice::open_ops(const OpsLimits& limits) {
-  return std::make_unique<CalibrationOps>(*inner_, inner_->open_ops(limits), ledger_);
+  return std::make_unique<CalibrationOps>(inner(), inner().open_ops(limits), ledger_);
 }
 
 }  // namespace liveact

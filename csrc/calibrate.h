@@ -17,6 +17,7 @@
 #include <memory>
 #include <vector>
 
+#include "forward.h"
 #include "model.h"
 
 namespace liveact {
@@ -36,39 +37,18 @@ struct CalibrationLedger {
   std::map<const void*, SquaredError*> watched;
 };
 
-class CalibrationDevice final : public Device {
+class CalibrationDevice final : public ForwardDevice {
  public:
-  explicit CalibrationDevice(std::shared_ptr<Device> inner) : inner_(std::move(inner)) {}
+  using ForwardDevice::ForwardDevice;
 
   // From now on the products of `model` are measured, which was loaded on this device. Throws
   // Error where a format of it is fp8 already. One model and one stream at a time.
   void watch(const Model& model);
   const std::vector<LayerErrors>& errors() const { return ledger_->errors; }
 
-  const char* name() const override { return inner_->name(); }
-  void* allocate(int64_t bytes) override { return inner_->allocate(bytes); }
-  void release(void* pointer) override { inner_->release(pointer); }
-  int64_t allocated_bytes() const override { return inner_->allocated_bytes(); }
-  int64_t allocation_count() const override { return inner_->allocation_count(); }
-  std::optional<int64_t> free_bytes() const override { return inner_->free_bytes(); }
-  void upload(void* target, const void* host, int64_t bytes) override {
-    inner_->upload(target, host, bytes);
-  }
-  void download(void* host, const void* source, int64_t bytes) override {
-    inner_->download(host, source, bytes);
-  }
-  bool is_device_memory(const void* pointer) const override {
-    return inner_->is_device_memory(pointer);
-  }
-  DType bias_dtype(DType out) const override { return inner_->bias_dtype(out); }
-  bool tap_major() const override { return inner_->tap_major(); }
-  bool uses_host_weights(DType dtype) const override { return inner_->uses_host_weights(dtype); }
   std::unique_ptr<Ops> open_ops(const OpsLimits& limits) override;
-  // Without what the measurements need, which grows with the widest product.
-  int64_t ops_bytes(const OpsLimits& limits) const override { return inner_->ops_bytes(limits); }
 
  private:
-  std::shared_ptr<Device> inner_;
   std::shared_ptr<CalibrationLedger> ledger_ = std::make_shared<CalibrationLedger>();
 };
 

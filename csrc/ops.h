@@ -228,7 +228,8 @@ class Ops {
 
   // Repeating the same ops on the same buffers: `replay(key)` runs what was recorded under `key`
   // and returns true, or returns false; then the ops between `begin_record` and `end_record` run
-  // and, where the backend can (CUDA graphs), are kept under that key. `forget` drops all.
+  // and, where the backend can (CUDA graphs), are kept under that key. `forget` drops all, one that
+  // is being recorded too.
   virtual bool replay(int key) = 0;
   virtual void begin_record(int key) = 0;
   virtual void end_record() = 0;

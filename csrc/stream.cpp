@@ -350,7 +350,12 @@ void Stream::evaluate(Pass& pass, int step, int key, bool with_audio) {
   if (block_ == 0) return velocity(pass, step, with_audio);
   if (ops_->replay(key)) return;
   ops_->begin_record(key);
-  velocity(pass, step, with_audio);
+  try {
+    velocity(pass, step, with_audio);
+  } catch (...) {
+    ops_->forget();  // a recording left open would disturb others on the device
+    throw;
+  }
   ops_->end_record();
 }
 

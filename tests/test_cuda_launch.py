@@ -239,6 +239,20 @@ def test_error_in_a_block_fails_that_stream_only(fake, images, weights, call, bl
     denoise(other)
 
 
+def test_a_recording_that_fails_is_ended_at_once(fake, images, weights) -> None:
+    """Not when the stream is closed: an open capture fails every wait for the device."""
+    stream = open_stream(open_device(fake, images), weights)
+    for _ in range(2):
+        denoise(stream)
+    fake.clear()
+    fake.fail("cuLaunchKernel self_attention.f8", 999)
+    with pytest.raises(LiveActError, match="a failure that the test asked for"):
+        denoise(stream)
+    log = calls(fake.log())
+    assert log["cuStreamBeginCapture"] == log["cuStreamEndCapture"] == 1
+    assert log["cuGraphLaunch"] == 0
+
+
 def test_out_of_memory_says_how_much(fake, images, weights) -> None:
     device = open_device(fake, images)
     fake.fail("cuMemAlloc", 2)

@@ -61,6 +61,7 @@ class CudaOps final : public Ops {
 
  private:
   void close();  // what the constructor made so far
+  void abandon_recording();
   // Launches `op.variant` on this queue, or only checks the launch while planning.
   void launch(const std::string& name, std::initializer_list<Argument> arguments) const;
 

@@ -57,10 +57,7 @@ CudaOps::~CudaOps() {
 
 void CudaOps::close() {
   if (stream_ == nullptr) return;
-  if (recording_ >= 0) {  // an op failed while it was recorded
-    CUgraph graph = nullptr;
-    if (driver_.capture_end(stream_, &graph) == kSuccess) driver_.graph_destroy(graph);
-  }
+  abandon_recording();
   driver_.stream_synchronize(stream_);
   for (const auto& [key, graph] : graphs_) driver_.graph_exec_destroy(graph);
   gemms_.reset();
@@ -170,9 +167,17 @@ void CudaOps::end_record() {
   LIVEACT_DRIVER(driver_, graph_launch(executable, stream_));
 }
 
+// An op failed while it was recorded. An open capture would fail every wait for the device.
+void CudaOps::abandon_recording() {
+  if (std::exchange(recording_, -1) < 0) return;
+  CUgraph graph = nullptr;
+  if (driver_.capture_end(stream_, &graph) == kSuccess) driver_.graph_destroy(graph);
+}
+
 void CudaOps::forget() {
   if (graphs_.empty()) return;
   const ContextScope scope(driver_, device_.context());
+  abandon_recording();
   LIVEACT_DRIVER(driver_, stream_synchronize(stream_));
   for (auto& [key, graph] : graphs_) {
     if (graph != nullptr) driver_.graph_exec_destroy(graph);

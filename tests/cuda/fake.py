@@ -63,7 +63,7 @@ class FakeCuda:
         self._library.fake_clear()
 
     def fail(self, call: str, code: int) -> None:
-        """The next `call` returns this code."""
+        """The next `call` returns this code; `cuLaunchKernel NAME` means a kernel."""
         self._library.fake_fail(call.encode(), code)
 
     def live_allocations(self) -> int:

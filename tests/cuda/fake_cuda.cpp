@@ -38,7 +38,7 @@ struct Graph {
 
 std::recursive_mutex mutex;
 std::string log_text;
-std::map<std::string, int> failures;          // call -> code, once
+std::map<std::string, int> failures;          // call (and its first arguments) -> code, once
 std::map<std::string, std::string> declared;  // kernel -> 'p', 'i' or 'f' per parameter
 std::map<uintptr_t, std::string> modules;     // CUmodule -> image
 std::map<uintptr_t, std::string> functions;   // CUfunction -> image of its module
@@ -67,7 +67,10 @@ int record(const char* call, const Parts&... parts) {
   line << call;
   ((line << ' ' << parts), ...);
   log_text += line.str() + "\n";
-  const auto failure = failures.find(call);
+  const std::string called = line.str() + ' ';
+  const auto failure = std::find_if(failures.begin(), failures.end(), [&](const auto& entry) {
+    return called.starts_with(entry.first + ' ');
+  });
   if (failure == failures.end()) return 0;
   const int code = failure->second;
   failures.erase(failure);

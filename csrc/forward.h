@@ -1,10 +1,12 @@
-// An op queue in front of another one: every op goes through `around`, which a decorator overrides
-// to time, count or compare what passes. What is not overridden changes nothing.
+// An op queue and a device in front of another one: every op goes through `around`, which a
+// decorator overrides to time, count or compare what passes. What is not overridden changes
+// nothing, but nothing is recorded for replay: each op has to pass each time.
 #pragma once
 
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "ops.h"
 
@@ -97,11 +99,14 @@ class ForwardOps : public Ops {
                  float* v) override {
     inner_->export_kv(segment, rope, first_position, k, v);
   }
-  bool begin_plan() override { return inner_->begin_plan(); }
-  void end_plan() override { inner_->end_plan(); }
-  bool replay(int key) override { return inner_->replay(key); }
-  void begin_record(int key) override { inner_->begin_record(key); }
-  void end_record() override { inner_->end_record(); }
+  bool begin_plan() override { return planning_ = inner_->begin_plan(); }
+  void end_plan() override {
+    planning_ = false;
+    inner_->end_plan();
+  }
+  bool replay(int) override { return false; }
+  void begin_record(int) override {}
+  void end_record() override {}
   void forget() override { inner_->forget(); }
   void mark(int index) override { inner_->mark(index); }
   double marked_ms(int first, int second) override { return inner_->marked_ms(first, second); }
@@ -114,9 +119,43 @@ class ForwardOps : public Ops {
 
  protected:
   Ops& inner() const { return *inner_; }
+  bool planning() const { return planning_; }
 
  private:
   std::unique_ptr<Ops> inner_;
+  bool planning_ = false;
+};
+
+class ForwardDevice : public Device {
+ public:
+  explicit ForwardDevice(std::shared_ptr<Device> inner) : inner_(std::move(inner)) {}
+
+  const char* name() const override { return inner_->name(); }
+  void* allocate(int64_t bytes) override { return inner_->allocate(bytes); }
+  void release(void* pointer) override { inner_->release(pointer); }
+  int64_t allocated_bytes() const override { return inner_->allocated_bytes(); }
+  int64_t allocation_count() const override { return inner_->allocation_count(); }
+  std::optional<int64_t> free_bytes() const override { return inner_->free_bytes(); }
+  void upload(void* target, const void* source, int64_t bytes) override {
+    inner_->upload(target, source, bytes);
+  }
+  void download(void* host, const void* source, int64_t bytes) override {
+    inner_->download(host, source, bytes);
+  }
+  bool is_device_memory(const void* pointer) const override {
+    return inner_->is_device_memory(pointer);
+  }
+  DType bias_dtype(DType out) const override { return inner_->bias_dtype(out); }
+  bool tap_major() const override { return inner_->tap_major(); }
+  bool uses_host_weights(DType dtype) const override { return inner_->uses_host_weights(dtype); }
+  // Without what the decorator's own ops allocate.
+  int64_t ops_bytes(const OpsLimits& limits) const override { return inner_->ops_bytes(limits); }
+
+ protected:
+  Device& inner() const { return *inner_; }
+
+ private:
+  std::shared_ptr<Device> inner_;
 };
 
 }  // namespace liveact
