@@ -117,6 +117,8 @@ def test_the_names_are_documented() -> None:
     for file in ("stream.cpp", "dit.cpp", "model.cpp"):
         source = (REPOSITORY / "csrc" / file).read_text()
         names |= set(re.findall(r'(?:Range\w*) ?\w*\w*\("([a-z_]+)', source))
+    for file in (REPOSITORY / "engine" / "liveact").glob("*.py"):
+        names |= set(re.findall(r'nvtx\.range\("([a-z_]+)', file.read_text()))
     assert names == documented
 
 
