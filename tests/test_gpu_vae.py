@@ -16,7 +16,7 @@ from liveact import _core, kernels
 from liveact.devices import cublaslt_library, cuda_obstacle, torch_cuda_obstacle
 from liveact.vae import StreamingDecoder, WanVAE, to_uint8
 from liveact.vae_ops import KernelOps, Pending, TorchOps
-from liveact.vae_queue import Call, RecordedCall
+from liveact.vae_stream import Call, RecordedCall
 from tests.conftest import relative_error
 
 pytestmark = pytest.mark.gpu

@@ -22,7 +22,8 @@ from liveact.errors import InputError, LiveActError
 from liveact.vae import StreamingDecoder, WanVAE, WindowedDecoder
 from liveact.vae_modules import Encoder, FrameAttention
 from liveact.vae_ops import TorchOps
-from liveact.vae_state import CausalState, DecoderState, EncoderState
+from liveact.vae_state import CausalState, EncoderState
+from liveact.vae_stream import DecoderState
 from tests.conftest import relative_error
 
 TENSORS = {name: tensor.float() for name, tensor in random_vae(8, 0).items()}

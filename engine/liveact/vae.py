@@ -34,8 +34,8 @@ from liveact.checkpoint import FLOATS, PthTensors, assign_tensors, check_tensors
 from liveact.errors import InputError
 from liveact.vae_modules import Decoder, Downsample, Encoder, ResidualBlock, Upsample
 from liveact.vae_ops import KernelOps, Launch, Pending, TorchOps, without_tf32
-from liveact.vae_queue import DecodeQueue
-from liveact.vae_state import DecoderState, EncoderState
+from liveact.vae_state import EncoderState
+from liveact.vae_stream import DecodeQueue, DecoderState
 
 LATENT_CHANNELS = 16
 TEMPORAL_STRIDE = 4  # video frames per latent frame; the first latent frame is 1 video frame

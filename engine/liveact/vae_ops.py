@@ -13,16 +13,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from liveact.vae_modules import CausalConv3d
+from liveact.vae_conv import CausalConv3d
 
-    Convolution: TypeAlias = nn.Conv2d | nn.Conv3d | CausalConv3d
+Convolution: TypeAlias = nn.Conv2d | nn.Conv3d | CausalConv3d
 
 # NOTE: on a CPU torch runs a conv3d of 8 to 64 channels at 8 to 100 GFLOP/s, the same as a conv2d
 # of three frames side by side in the channels at 100 to 180; from 96 channels on they are alike.

@@ -1,19 +1,14 @@
-"""What a stream of the VAE remembers between calls: the last input frames of every convolution."""
+"""What the VAE remembers between calls: the last input frames of every convolution."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
-from liveact.errors import InputError, LiveActError
+from liveact.vae_conv import CausalConv3d
 from liveact.vae_ops import Pending, TorchOps
-
-if TYPE_CHECKING:
-    from liveact.vae_modules import CausalConv3d, Decoder
-    from liveact.vae_queue import RecordedCall
 
 
 class Use(NamedTuple):
@@ -118,118 +113,3 @@ class EncoderState(CausalState):
         same = torch.equal(window[:past], window[len(window) - past :])
         self._steady = self._steady and same
         super()._advance(window, past)
-
-
-class DecoderState(CausalState):
-    """Of one session: made by `WanVAE.open_decoder`, used by one thread at a time.
-
-    Attributes:
-        frames_per_call: latent frames that go through the decoder at a time, after the first.
-        latent_size: (h, w) of the stream; None before the first latents.
-        recorded: latent frames of a call → the call as a CUDA graph (GPU only).
-        turn: where memory is made and changed: torch reuses it in the order of a stream.
-    """
-
-    def __init__(
-        self,
-        ops: TorchOps,
-        decoder: Decoder,
-        frames_per_call: int,
-        device: torch.device,
-        turn: Callable[[], AbstractContextManager[None]],
-    ) -> None:
-        super().__init__(ops)
-        self.frames_per_call = frames_per_call
-        self.latent_size: tuple[int, int] | None = None
-        self.recorded: dict[int, RecordedCall] = {}
-        self.turn = turn
-        self._device = device
-        self._decoder = decoder
-        self._names = {module: name for name, module in decoder.named_modules()}
-        self._in_call = False
-
-    def open(self, latent_size: tuple[int, int]) -> None:
-        """Allocates everything for latents of this size, unless it is there already."""
-        plan = self._decoder.plan(self.frames_per_call, *latent_size)
-        if [use.shape for use in plan] != [tuple(b.shape) for b in self._buffers.values()]:
-            self.close()  # first, so that the old buffers are not held beside the new ones
-            with self.turn():
-                self.allocate(plan, self._device)
-        self.latent_size = latent_size
-
-    def calls(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
-        """latents [16, n, h, w] → the parts [16, t, h, w] of the decoder's calls; to be taken one
-        by one, as each call has to know whether there was one before."""
-        start = 0
-        while start < latents.shape[1]:
-            stop = start + (self.frames_per_call if self.started else 1)
-            yield latents[:, start:stop]
-            start = stop
-
-    def run(self, frames: torch.Tensor) -> Pending:
-        """One call of the decoder. frames [t, h, w, 16]; see `Decoder.forward`."""
-        self.check_whole()
-        self._in_call = True
-        result: Pending = self._decoder(frames, self)
-        self._in_call = False
-        return result
-
-    def check_whole(self) -> None:
-        """Raises LiveActError after a call that failed half way: some convolutions remember its
-        frames, the others those before."""
-        if self._in_call:
-            raise LiveActError("decoder: expected a reset or restore after a failed call, got none")
-
-    def reset(self) -> None:
-        """The next latent frame is the first of a new video, which may be of another size."""
-        self.started = self._in_call = False
-        self.latent_size = None
-        with self.turn():
-            for conv, buffer in self._buffers.items():
-                buffer[: conv.past_frames].zero_()
-
-    def close(self) -> None:
-        """Frees the memory. As after a reset, latents may follow."""
-        with self.turn():
-            self.recorded.clear()
-            self._buffers = {}
-        self.reset()
-
-    def save(self) -> dict[str, Any]:
-        """All that `restore` needs, on the CPU: {"latent_size", "started", "past": name → [frames,
-        H, W, C]}. Picklable."""
-        self.check_whole()
-        with self.turn():
-            past = {
-                self._names[conv]: buffer[: conv.past_frames].cpu().clone()
-                for conv, buffer in self._buffers.items()
-            }
-        return {"latent_size": self.latent_size, "started": self.started, "past": past}
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Goes on where `save` was called, in this or another state of the same VAE, whatever its
-        frames_per_call.
-
-        Raises InputError, and changes nothing, for a state of another VAE.
-        """
-        if saved["latent_size"] is None:
-            return self.reset()
-        plan = self._decoder.plan(self.frames_per_call, *saved["latent_size"])
-        expected = {self._names[u.conv]: (u.conv.past_frames, *u.shape[1:]) for u in plan}
-        found = {name: tuple(frames.shape) for name, frames in saved["past"].items()}
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                raise InputError(
-                    f"decoder state: expected frames of shape {expected.get(name)} for {name}, "
-                    f"found {found.get(name)}"
-                )
-        self.open(saved["latent_size"])
-        with self.turn():
-            for conv, buffer in self._buffers.items():
-                buffer[: conv.past_frames].copy_(saved["past"][self._names[conv]])
-        self.started, self._in_call = saved["started"], False
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory of the buffers, in bytes; the same from the first frame of a video on."""
-        return sum(buffer.nbytes for buffer in self._buffers.values())

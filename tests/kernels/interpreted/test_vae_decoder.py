@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.kernel_cases import KernelCase, cases, make_values
 from liveact.vae import StreamingDecoder, WanVAE, to_uint8
 from liveact.vae_ops import KernelOps, Pending, TorchOps
-from liveact.vae_queue import RecordedCall
+from liveact.vae_stream import RecordedCall
 from tests.kernels.interpreter import launch
 
 GOLDEN = Path(__file__).resolve().parents[4] / "shared" / "golden" / "vae"

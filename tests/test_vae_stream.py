@@ -21,7 +21,7 @@ import torch
 from liveact.checkpoint import PthTensors
 from liveact.demo_weights import random_vae
 from liveact.vae import StreamingDecoder, WanVAE
-from liveact.vae_queue import DecodeQueue, RecordedCall
+from liveact.vae_stream import DecodeQueue, RecordedCall
 
 LATENTS = torch.randn(16, 12, 2, 2, generator=torch.Generator().manual_seed(1))
 
