@@ -24,8 +24,10 @@ from liveact.vae_conv import CausalConv3d
 Convolution: TypeAlias = nn.Conv2d | nn.Conv3d | CausalConv3d
 
 # NOTE: on a CPU torch runs a conv3d of 8 to 64 channels at 8 to 100 GFLOP/s, the same as a conv2d
-# of three frames side by side in the channels at 100 to 180; from 96 channels on they are alike.
+# of three frames side by side in the channels at 100 to 180. From 96 channels on they are alike,
+# except in small pictures: 8×8 × 384 channels at 50 and 80, 16×16 at 130 and 150.
 _WIDE_BELOW = 96
+_WIDE_PIXELS = 256
 _PICTURE_ROW = 8  # channels the last convolution is padded to: tensor cores want multiples of 8
 
 _cudnn_settings = threading.Lock()
@@ -135,7 +137,9 @@ class TorchOps:
         if kernel[1:] == (1, 1):  # a product of rows
             weight = self._weight(conv, "rows", lambda w: w.flatten(2).transpose(1, 2).flatten(1))
             return Pending(F.linear(conv.side_by_side(window), weight, own), pending)
-        if window.device.type == "cpu" and window.shape[3] < _WIDE_BELOW and conv.stride == 1:
+        _, height, width, channels = window.shape
+        wide_is_faster = channels < _WIDE_BELOW or height * width <= _WIDE_PIXELS
+        if window.device.type == "cpu" and wide_is_faster and conv.stride == 1:
             weight = self._weight(conv, "wide", _wide)
             wide = conv.side_by_side(window).permute(0, 3, 1, 2)  # [t, 3·C, H, W]
             value = F.conv2d(wide, weight, own, padding=kernel[1] // 2)
