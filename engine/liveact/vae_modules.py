@@ -36,11 +36,7 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """A layer that takes and leaves a `Pending`."""
-
-    def forward(self, x: Pending, state: CausalState) -> Pending:
-        """See each block."""
-        raise NotImplementedError
+    """A layer whose `forward(x: Pending, state: CausalState)` leaves a `Pending`."""
 
     def plan(self, t: int, height: int, width: int) -> Iterator[Use]:
         """Its causal convolutions for t input frames of this size."""
