@@ -289,8 +289,8 @@ def _check_room(parent: Path, shards: list[list[_Entry]], others: dict[str, Path
     free = shutil.disk_usage(parent).free
     if needed > free:
         raise InputError(
-            f"{parent}: expected {needed / 1e9:.2f} GB of free space for the converted checkpoint, "
-            f"found {free / 1e9:.2f} GB"
+            f"{parent}: expected {needed / 1e9:.3g} GB of free space for the converted checkpoint, "
+            f"found {free / 1e9:.3g} GB"
         )
 
 
