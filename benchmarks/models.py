@@ -25,7 +25,9 @@ from liveact.checkpoint import PthTensors, open_tensors, read_json
 from liveact.demo_weights import random_audio_encoder, random_checkpoint, random_vae
 from liveact.devices import Devices, open_devices
 from liveact.dit import WEIGHTS_STEM, Dit
-from liveact.encoders import AudioEncoder, ImageEncoder, TextEncoder
+from liveact.encoders.portrait import ImageEncoder
+from liveact.encoders.prompt import TextEncoder
+from liveact.encoders.speech import AudioEncoder
 from liveact.engine import VAE_FILE, WAV2VEC_DIRECTORY, Engine
 from liveact.vae import WanVAE
 

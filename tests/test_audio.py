@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liveact.audio import AudioFrontEnd, block_feature_range, exact_fps
-from liveact.encoders import AudioEncoder
+from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError, SessionError
 
 

@@ -14,7 +14,9 @@ from liveact import _core
 from liveact.checkpoint import load_pth
 from liveact.demo import TEXT_FILE, VAE_FILE, write_demo_checkpoint
 from liveact.dit import Dit
-from liveact.encoders import AudioEncoder, ImageEncoder, TextEncoder
+from liveact.encoders.portrait import ImageEncoder
+from liveact.encoders.prompt import TextEncoder
+from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError
 from liveact.vae import StreamingDecoder, WanVAE
 

@@ -15,9 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from liveact import audio_encoder, image_encoder, text_encoder
 from liveact.checkpoint import load_pth
-from liveact.encoders import AudioEncoder, ImageEncoder, TextEncoder
+from liveact.encoders import portrait as image_encoder
+from liveact.encoders import prompt as text_encoder
+from liveact.encoders import speech as audio_encoder
+from liveact.encoders.portrait import ImageEncoder
+from liveact.encoders.prompt import TextEncoder
+from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError
 from tests.conftest import REPOSITORY, relative_error
 

@@ -53,7 +53,7 @@ PEAK_LIMIT = 32_768.0  # 16-bit samples handed over as float are let through; be
 
 
 class Encoder(Protocol):
-    """What turns samples into features; `liveact.encoders.AudioEncoder` is the real one."""
+    """What turns samples into features; `liveact.encoders.speech.AudioEncoder` is the real one."""
 
     def encode(self, samples: torch.Tensor, num_features: int) -> torch.Tensor:
         """`samples` float32 [n] at 16 kHz, not normalised → [num_features, layers, hidden]."""

@@ -34,7 +34,9 @@ from torch.nn import functional as F
 from liveact import _core
 from liveact.audio import AudioFrontEnd, block_feature_range, exact_fps
 from liveact.dit import RELEASED_SLOTS, STEPS, Dit
-from liveact.encoders import AudioEncoder, ImageEncoder, TextEncoder
+from liveact.encoders.portrait import ImageEncoder
+from liveact.encoders.prompt import TextEncoder
+from liveact.encoders.speech import AudioEncoder
 from liveact.engine import VAE_FILE, WAV2VEC_DIRECTORY, condition_on
 from liveact.errors import InputError
 from liveact.media import check_size, open_audio, read_image

@@ -24,7 +24,9 @@ import torch
 from liveact.audio import AudioFrontEnd, exact_fps
 from liveact.devices import Devices, open_devices
 from liveact.dit import MEMORIES, Dit, MemoryPolicy
-from liveact.encoders import AudioEncoder, ImageEncoder, TextEncoder
+from liveact.encoders.portrait import ImageEncoder
+from liveact.encoders.prompt import TextEncoder
+from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError
 from liveact.media import check_size, fit_image, read_image
 from liveact.precision import PRECISIONS, PrecisionPolicy

@@ -15,7 +15,7 @@ from liveact import _core
 from liveact.checkpoint import read_json
 from liveact.devices import cuda_obstacle
 from liveact.dit import RELEASED_SLOTS, check_precision, open_weights
-from liveact.encoders import ImageEncoder
+from liveact.encoders.portrait import ImageEncoder
 from liveact.engine import VAE_FILE
 from liveact.errors import InputError
 from liveact.media import check_size

@@ -27,7 +27,9 @@ from liveact._core import ModelConfig
 from liveact.checkpoint import Tensors, open_tensor_file
 from liveact.devices import Devices
 from liveact.dit import STEPS, Dit, MemoryPolicy, audio_rows
-from liveact.encoders import AudioEncoder, ImageEncoder, TextEncoder
+from liveact.encoders.portrait import ImageEncoder
+from liveact.encoders.prompt import TextEncoder
+from liveact.encoders.speech import AudioEncoder
 from liveact.engine import CONDITION_FRAMES, VAE_FILE, WAV2VEC_DIRECTORY
 from liveact.errors import InputError
 from liveact.vae import StreamingDecoder, WanVAE, WindowedDecoder
