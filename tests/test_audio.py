@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liveact.audio import AudioFrontEnd, block_feature_range, exact_fps
+from liveact.audio.front_end import AudioFrontEnd, block_feature_range, exact_fps
 from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError, SessionError
 

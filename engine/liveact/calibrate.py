@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from liveact import _core
-from liveact.audio import AudioFrontEnd, block_feature_range, exact_fps
+from liveact.audio.front_end import AudioFrontEnd, block_feature_range, exact_fps
 from liveact.dit import RELEASED_SLOTS, STEPS, Dit
 from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.prompt import TextEncoder

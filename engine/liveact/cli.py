@@ -148,7 +148,7 @@ def _check_output(out: Path, inputs: Sequence[Path]) -> None:
 def _generate(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from liveact.audio import exact_fps
+    from liveact.audio.front_end import exact_fps
     from liveact.devices import open_devices
     from liveact.engine import VAE_DECODES, Engine
     from liveact.generate import Edit, audio_mode, table, unreached, write_video

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from liveact.audio import AudioFrontEnd, exact_fps
+from liveact.audio.front_end import AudioFrontEnd, exact_fps
 from liveact.devices import Devices, open_devices
 from liveact.dit import MEMORIES, Dit, MemoryPolicy
 from liveact.encoders.portrait import ImageEncoder
@@ -192,7 +192,7 @@ class Engine:
             memory: `sequential`, `sharded` or `mean`, or a MemoryPolicy.
             audio_guidance: 1 for none; above, the strength of the speech (half as fast).
             vae_decode: `streaming`, or `windowed` as in the released code.
-            audio_mode: `stream`, or `whole` (see liveact.audio; nothing comes out before
+            audio_mode: `stream`, or `whole` (see liveact.audio.front_end; nothing comes out before
                 `end_of_audio` then).
             trace: a file for a Chrome JSON trace of every stage.
 

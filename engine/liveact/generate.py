@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from liveact.audio import BLOCK_FRAMES
+from liveact.audio.front_end import BLOCK_FRAMES
 from liveact.errors import InputError, SessionError
 from liveact.media import AudioFile, Mp4Writer
 from liveact.session import Chunk, Session

@@ -21,9 +21,9 @@ import soxr
 import torch
 from PIL import Image, ImageOps
 
-from liveact.audio import exact_fps
+from liveact.audio.front_end import exact_fps
+from liveact.audio.tempo import FloatArray
 from liveact.errors import InputError
-from liveact.tempo import FloatArray
 
 SIDE_MULTIPLE = 16  # 8 of the VAE × 2 of the patch embedding
 MIN_SIDE, MAX_SIDE = 32, 2048

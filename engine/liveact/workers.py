@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from liveact.audio import BLOCK_FRAMES, FIRST_BLOCK_FRAMES, AudioFrontEnd
+from liveact.audio.front_end import BLOCK_FRAMES, FIRST_BLOCK_FRAMES, AudioFrontEnd
 from liveact.dit import DitStream
 from liveact.errors import LiveActError, SessionError
 from liveact.queues import BoundedQueue, ClosedError

@@ -36,8 +36,8 @@ import numpy as np
 import soxr
 import torch
 
+from liveact.audio.tempo import FloatArray, TempoChanger
 from liveact.errors import InputError, SessionError
-from liveact.tempo import FloatArray, TempoChanger
 
 ENCODER_RATE_HZ = 16_000
 FEATURES_PER_S = 25
