@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.machine import weights_hash
-from liveact import _core, demo
-from liveact.checkpoint import PthTensors, open_tensors, read_json
-from liveact.demo_weights import random_audio_encoder, random_checkpoint, random_vae
+from liveact import _core
+from liveact.checkpoint import demo
+from liveact.checkpoint.random import random_audio_encoder, random_checkpoint, random_vae
+from liveact.checkpoint.tensors import PthTensors, open_tensors, read_json
 from liveact.devices import Devices, open_devices
 from liveact.dit import WEIGHTS_STEM, Dit
 from liveact.encoders.portrait import ImageEncoder

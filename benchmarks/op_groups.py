@@ -18,7 +18,7 @@ from benchmarks import spread
 from benchmarks.models import IMAGE_TOKENS, PROMPT_TOKENS, Loaded
 from benchmarks.timing import FLUSH_BYTES
 from liveact import _core
-from liveact.demo_weights import random_checkpoint
+from liveact.checkpoint.random import random_checkpoint
 from liveact.dit import Dit, MemoryPolicy
 from liveact.precision import PrecisionPolicy
 

@@ -26,8 +26,8 @@ from benchmarks.plain_vae import PlainDecoder
 from benchmarks.spread import FIELDS as SPREAD
 from benchmarks.spread import median_ratio, spread
 from benchmarks.timing import Clock
-from liveact.checkpoint import PthTensors, load_pth
-from liveact.demo_weights import random_vae
+from liveact.checkpoint.random import random_vae
+from liveact.checkpoint.tensors import PthTensors, load_pth
 from liveact.devices import open_devices
 from liveact.engine import VAE_FILE
 from liveact.errors import LiveActError

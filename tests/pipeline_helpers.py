@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from liveact.demo import write_demo_checkpoint
+from liveact.checkpoint.demo import write_demo_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PORTRAIT = REPOSITORY / "examples" / "portrait.png"

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import flops
 from benchmarks.models import MODELS
 from benchmarks.plain_torch import PlainDiT, PlainStream
-from liveact.demo_weights import random_checkpoint
+from liveact.checkpoint.random import random_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RELEASED = MODELS["released"].config

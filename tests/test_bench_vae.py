@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import __main__ as benchmarks
 from benchmarks.plain_vae import PlainDecoder
-from liveact.checkpoint import load_pth
+from liveact.checkpoint.tensors import load_pth
 from tests.conftest import relative_error
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from liveact.checkpoint import (
+from liveact.checkpoint.tensors import (
     FLOATS,
     assign_tensors,
     check_tensors,

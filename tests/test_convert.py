@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 
 from liveact import _core
 from liveact import convert as convert_module
-from liveact.checkpoint import open_tensors
+from liveact.checkpoint.random import random_checkpoint
+from liveact.checkpoint.tensors import open_tensors
 from liveact.convert import convert
-from liveact.demo_weights import random_checkpoint
 from liveact.devices import open_devices
 from liveact.dit import WEIGHTS_STEM, Dit, product_weights
 from liveact.errors import InputError

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from liveact import _core
-from liveact.checkpoint import load_pth
-from liveact.demo import TEXT_FILE, VAE_FILE, write_demo_checkpoint
+from liveact.checkpoint.demo import TEXT_FILE, VAE_FILE, write_demo_checkpoint
+from liveact.checkpoint.tensors import load_pth
 from liveact.dit import Dit
 from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.prompt import TextEncoder

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from liveact.checkpoint import load_pth
+from liveact.checkpoint.tensors import load_pth
 from liveact.encoders import portrait as image_encoder
 from liveact.encoders import prompt as text_encoder
 from liveact.encoders import speech as audio_encoder

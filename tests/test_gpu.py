@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from liveact import _core, kernels
-from liveact.checkpoint import open_tensors
+from liveact.checkpoint.tensors import open_tensors
 from liveact.devices import cublaslt_library, cuda_obstacle
 from liveact.dit import WEIGHTS_STEM, Dit, DitStream, MemoryPolicy, audio_rows, read_config
 from tests.conftest import REPOSITORY, relative_error

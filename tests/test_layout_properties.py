@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.plain_torch import Layout, PlainDiT, PlainStream, audio_rows
 from benchmarks.plain_torch import update_table as plain_update_table
 from liveact import _core
-from liveact.demo_weights import random_checkpoint
+from liveact.checkpoint.random import random_checkpoint
 from liveact.dit import Dit, MemoryPolicy
 from tests.conftest import relative_error
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from liveact.checkpoint import PthTensors, load_pth
+from liveact.checkpoint.tensors import PthTensors, load_pth
 from liveact.errors import InputError
 from liveact.vae import StreamingDecoder, WanVAE, WindowedDecoder, to_uint8
 from liveact.vae_ops import TorchOps

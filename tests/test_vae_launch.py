@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from liveact import _core, kernels
-from liveact.checkpoint import PthTensors
-from liveact.demo_weights import random_vae
+from liveact.checkpoint.random import random_vae
+from liveact.checkpoint.tensors import PthTensors
 from liveact.errors import DeviceError
 from liveact.vae import StreamingDecoder, WanVAE
 from tests.cuda.fake import FakeCuda

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.plain_vae import PlainDecoder
 from liveact import vae_ops
-from liveact.checkpoint import PthTensors
-from liveact.demo_weights import random_vae
+from liveact.checkpoint.random import random_vae
+from liveact.checkpoint.tensors import PthTensors
 from liveact.errors import InputError, LiveActError
 from liveact.vae import StreamingDecoder, WanVAE, WindowedDecoder
 from liveact.vae_modules import Encoder, FrameAttention

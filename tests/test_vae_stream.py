@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from liveact.checkpoint import PthTensors
-from liveact.demo_weights import random_vae
+from liveact.checkpoint.random import random_vae
+from liveact.checkpoint.tensors import PthTensors
 from liveact.vae import StreamingDecoder, WanVAE
 from liveact.vae_stream import DecodeQueue, RecordedCall
 

@@ -228,7 +228,7 @@ def _replay(options: argparse.Namespace) -> None:
 
 
 def _demo_checkpoint(options: argparse.Namespace) -> None:
-    from liveact.demo import write_demo_checkpoint
+    from liveact.checkpoint.demo import write_demo_checkpoint
 
     directory = write_demo_checkpoint(options.directory, options.seed)
     print(f"{directory}: a tiny checkpoint of random weights; the picture will be texture")

@@ -28,7 +28,7 @@ from typing import IO, Any
 import torch
 
 from liveact import _core
-from liveact.checkpoint import SAFETENSORS_DTYPES, Tensors, read_json
+from liveact.checkpoint.tensors import SAFETENSORS_DTYPES, Tensors, read_json
 from liveact.dit import WEIGHTS_STEM, check_precision, open_weights, product_weights
 from liveact.errors import InputError
 from liveact.precision import (

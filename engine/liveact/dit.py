@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from liveact import _core
-from liveact.checkpoint import Tensors, check_tensors, open_tensors, read_json, read_size
+from liveact.checkpoint.tensors import Tensors, check_tensors, open_tensors, read_json, read_size
 from liveact.errors import DeviceError, InputError, LiveActError, SessionError
 from liveact.precision import PRECISIONS as PRECISIONS  # benchmarks take the names from here
 from liveact.precision import (

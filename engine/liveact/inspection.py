@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 
 from liveact import _core
-from liveact.checkpoint import read_json
+from liveact.checkpoint.tensors import read_json
 from liveact.devices import cuda_obstacle
 from liveact.dit import RELEASED_SLOTS, check_precision, open_weights
 from liveact.encoders.portrait import ImageEncoder

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from liveact import _core
-from liveact.checkpoint import read_json
+from liveact.checkpoint.tensors import read_json
 from liveact.errors import InputError
 
 PRECISIONS = ("fp32", "fp8", "bf16")

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from liveact._core import ModelConfig
-from liveact.checkpoint import Tensors, open_tensor_file
+from liveact.checkpoint.tensors import Tensors, open_tensor_file
 from liveact.devices import Devices
 from liveact.dit import STEPS, Dit, MemoryPolicy, audio_rows
 from liveact.encoders.portrait import ImageEncoder

@@ -30,7 +30,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from liveact.checkpoint import FLOATS, PthTensors, assign_tensors, check_tensors, load_pth
+from liveact.checkpoint.tensors import FLOATS, PthTensors, assign_tensors, check_tensors, load_pth
 from liveact.errors import InputError
 from liveact.vae_modules import Decoder, Downsample, Encoder, ResidualBlock, Upsample
 from liveact.vae_ops import KernelOps, Launch, Pending, TorchOps, without_tf32

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from liveact import _core
-from liveact.demo_weights import random_checkpoint
+from liveact.checkpoint.random import random_checkpoint
 
 CONFIG: dict[str, Any] = {
     "in_dim": 36,

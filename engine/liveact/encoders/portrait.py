@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from liveact.checkpoint import (
+from liveact.checkpoint.tensors import (
     FLOATS,
     PthTensors,
     assign_tensors,

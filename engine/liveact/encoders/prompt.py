@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from liveact.checkpoint import (
+from liveact.checkpoint.tensors import (
     FLOATS,
     assign_tensors,
     check_tensors,

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from liveact.checkpoint import (
+from liveact.checkpoint.tensors import (
     FLOATS,
     TensorSource,
     assign_tensors,

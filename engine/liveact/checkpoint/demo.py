@@ -21,7 +21,7 @@ from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
-from liveact.demo_weights import (
+from liveact.checkpoint.random import (
     random_audio_encoder,
     random_checkpoint,
     random_image_encoder,
