@@ -21,7 +21,7 @@ from benchmarks.baseline import Baselines
 from benchmarks.models import IMAGE_TOKENS, PROMPT_TOKENS, Loaded
 from benchmarks.options import add_model
 from benchmarks.timing import Clock
-from liveact.dit import DitStream, MemoryPolicy, audio_rows
+from liveact.dit.dit import DitStream, MemoryPolicy, audio_rows
 
 FIRST_STEADY_BLOCK = 3
 VIDEO_FRAMES = 32

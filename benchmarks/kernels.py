@@ -27,7 +27,7 @@ from benchmarks.kernel_ops import TOLERANCE, Prepared
 from benchmarks.peers import open_peers
 from benchmarks.timing import FLUSH_BYTES, Clock
 from liveact import _core
-from liveact.devices import Devices, open_devices
+from liveact.device.devices import Devices, open_devices
 from liveact.errors import InputError, LiveActError
 
 BUILDERS = kernel_ops.BUILDERS | kernel_heads.BUILDERS

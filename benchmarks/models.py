@@ -24,8 +24,8 @@ from liveact import _core
 from liveact.checkpoint import demo
 from liveact.checkpoint.random import random_audio_encoder, random_checkpoint, random_vae
 from liveact.checkpoint.tensors import PthTensors, open_tensors, read_json
-from liveact.devices import Devices, open_devices
-from liveact.dit import WEIGHTS_STEM, Dit
+from liveact.device.devices import Devices, open_devices
+from liveact.dit.dit import WEIGHTS_STEM, Dit
 from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder

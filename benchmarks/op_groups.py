@@ -19,8 +19,8 @@ from benchmarks.models import IMAGE_TOKENS, PROMPT_TOKENS, Loaded
 from benchmarks.timing import FLUSH_BYTES
 from liveact import _core
 from liveact.checkpoint.random import random_checkpoint
-from liveact.dit import Dit, MemoryPolicy
-from liveact.precision import PrecisionPolicy
+from liveact.dit.dit import Dit, MemoryPolicy
+from liveact.dit.precision import PrecisionPolicy
 
 STEADY_BLOCK = 2  # the first whose memory is full
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from liveact.dit import PRECISIONS
+from liveact.dit.precision import PRECISIONS
 from liveact.errors import InputError
 from liveact.media import check_size
 

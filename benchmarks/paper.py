@@ -24,7 +24,7 @@ from benchmarks.block import inputs, open_stream
 from benchmarks.models import PROMPT_TOKENS, Loaded
 from benchmarks.options import add_model, positive
 from benchmarks.timing import Clock
-from liveact.dit import MemoryPolicy
+from liveact.dit.dit import MemoryPolicy
 
 STEADY_BLOCK = 3
 PUBLISHED_TABLE_3 = [  # Table 3 of arXiv 2603.11746

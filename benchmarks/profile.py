@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks import models, session, spread
 from benchmarks.options import add_model
-from liveact.dit import MemoryPolicy
+from liveact.dit.dit import MemoryPolicy
 from liveact.trace import Timeline
 from liveact.workers import Chunk
 

@@ -26,7 +26,7 @@ from rich.table import Table
 from benchmarks import models, playback, spread
 from benchmarks.options import add_model
 from benchmarks.playback import Arrival
-from liveact.dit import MemoryPolicy
+from liveact.dit.dit import MemoryPolicy
 from liveact.engine import Engine
 from liveact.errors import InputError, SessionError
 from liveact.session import Chunk, Session

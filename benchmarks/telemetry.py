@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks import spread
-from liveact.devices import parse_device
+from liveact.device.devices import parse_device
 
 PERIOD_S = 0.2
 FIELDS: dict[str, Any] = {

@@ -28,7 +28,7 @@ from benchmarks.spread import median_ratio, spread
 from benchmarks.timing import Clock
 from liveact.checkpoint.random import random_vae
 from liveact.checkpoint.tensors import PthTensors, load_pth
-from liveact.devices import open_devices
+from liveact.device.devices import open_devices
 from liveact.engine import VAE_FILE
 from liveact.errors import LiveActError
 from liveact.vae import SPATIAL_STRIDE, StreamingDecoder, WanVAE, to_uint8

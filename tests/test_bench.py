@@ -25,7 +25,7 @@ from benchmarks.playback import Arrival
 from benchmarks.telemetry import FIELDS as GPU_FIELDS
 from benchmarks.telemetry import Telemetry
 from liveact import _core
-from liveact.dit import MemoryPolicy
+from liveact.dit.dit import MemoryPolicy
 from liveact.errors import LiveActError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

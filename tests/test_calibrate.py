@@ -19,11 +19,12 @@ from pipeline_helpers import PORTRAIT, demo_checkpoint, speech, write_wav
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from liveact import _core, kernels
+from liveact import _core
 from liveact.calibrate import Calibration, Conditioning, calibrate, conditioning
-from liveact.dit import WEIGHTS_STEM, Dit, audio_rows, open_weights
+from liveact.device import kernels
+from liveact.dit.dit import WEIGHTS_STEM, Dit, audio_rows, open_weights
+from liveact.dit.precision import PRODUCTS, PrecisionPolicy
 from liveact.errors import InputError
-from liveact.precision import PRODUCTS, PrecisionPolicy
 from tests.cuda.fake import FakeCuda
 from tests.cuda.small import AUDIO_DIM, IMAGE_DIM, core_config, random_weights
 from tests.test_dit import denoise, open_stream

@@ -24,10 +24,10 @@ from liveact import convert as convert_module
 from liveact.checkpoint.random import random_checkpoint
 from liveact.checkpoint.tensors import open_tensors
 from liveact.convert import convert
-from liveact.devices import open_devices
-from liveact.dit import WEIGHTS_STEM, Dit, product_weights
+from liveact.device.devices import open_devices
+from liveact.dit.dit import WEIGHTS_STEM, Dit, product_weights
+from liveact.dit.precision import Precision, PrecisionPolicy, converted_precision
 from liveact.errors import InputError
-from liveact.precision import Precision, PrecisionPolicy, converted_precision
 from tests.test_dit import denoise, open_stream
 from tests.test_precision import ALL, NUM_LAYERS, policy, two_blocks
 

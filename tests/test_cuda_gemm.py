@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from liveact import kernels
+from liveact.device import kernels
 from liveact.errors import LiveActError
 from tests.cuda.fake import FakeCuda
 from tests.cuda.small import random_weights

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from liveact import _core, kernels
+from liveact import _core
+from liveact.device import kernels
 from tests.cuda import gpu_blocks
 from tests.cuda.fake import FakeCuda
 from tests.cuda.independent import buffers, grid_of, is_pointer, pack, scalars

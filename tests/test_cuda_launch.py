@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from liveact import _core, kernels
-from liveact.dit import Dit, DitStream, MemoryPolicy
+from liveact import _core
+from liveact.device import kernels
+from liveact.dit.dit import Dit, DitStream, MemoryPolicy
 from liveact.errors import DeviceError, LiveActError
 from tests.cuda.fake import KERNEL_MS, REPOSITORY, FakeCuda
 from tests.cuda.small import AUDIO_DIM, IMAGE_DIM, core_config, random_weights

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from liveact import _core, kernels
-from liveact.dit import RELEASED_SLOTS, Dit, MemoryPolicy, product_weights
+from liveact import _core
+from liveact.device import kernels
+from liveact.dit.dit import RELEASED_SLOTS, Dit, MemoryPolicy, product_weights
 from liveact.errors import DeviceError
 from tests.cuda.fake import FakeCuda
 from tests.cuda.small import core_config, random_weights

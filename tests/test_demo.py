@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from liveact import _core
 from liveact.checkpoint.demo import TEXT_FILE, VAE_FILE, write_demo_checkpoint
 from liveact.checkpoint.tensors import load_pth
-from liveact.dit import Dit
+from liveact.dit.dit import Dit
 from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder

@@ -15,8 +15,8 @@ from benchmarks.plain_torch import audio_rows as plain_audio_rows
 from liveact import _core
 from liveact.checkpoint.random import random_checkpoint
 from liveact.checkpoint.tensors import open_tensors
-from liveact.devices import open_devices, parse_device
-from liveact.dit import WEIGHTS_STEM, Dit, DitStream, MemoryPolicy, audio_rows, read_config
+from liveact.device.devices import open_devices, parse_device
+from liveact.dit.dit import WEIGHTS_STEM, Dit, DitStream, MemoryPolicy, audio_rows, read_config
 from liveact.errors import DeviceError, InputError, LiveActError, SessionError
 
 AUDIO_DIM = 192

@@ -85,7 +85,9 @@ def edit_pth(path: Path, name: str, tensor: torch.Tensor | None) -> None:
 def test_transformers_is_imported_late_and_says_nothing(golden):
     script = f"""
 import sys
-from liveact.encoders import AudioEncoder, ImageEncoder, TextEncoder
+from liveact.encoders.portrait import ImageEncoder
+from liveact.encoders.prompt import TextEncoder
+from liveact.encoders.speech import AudioEncoder
 assert "transformers" not in sys.modules
 for encoder, path in ((TextEncoder, ""), (ImageEncoder, ""), (AudioEncoder, "wav2vec")):
     encoder.load({str(golden / "encoders") + "/"!r} + path)

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from liveact import _core, kernels
+from liveact import _core
 from liveact.checkpoint.tensors import open_tensors
-from liveact.devices import cublaslt_library, cuda_obstacle
-from liveact.dit import WEIGHTS_STEM, Dit, DitStream, MemoryPolicy, audio_rows, read_config
+from liveact.device import kernels
+from liveact.device.devices import cublaslt_library, cuda_obstacle
+from liveact.dit.dit import WEIGHTS_STEM, Dit, DitStream, MemoryPolicy, audio_rows, read_config
 from tests.conftest import REPOSITORY, relative_error
 from tests.cuda import independent
 

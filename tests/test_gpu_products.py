@@ -15,8 +15,9 @@ from torch import Tensor
 
 from benchmarks.kernel_cases import make_values
 from benchmarks.peaks import row_scales
-from liveact import _core, kernels
-from liveact.devices import cublaslt_library, cuda_obstacle
+from liveact import _core
+from liveact.device import kernels
+from liveact.device.devices import cublaslt_library, cuda_obstacle
 from tests.conftest import relative_error
 
 pytestmark = pytest.mark.gpu

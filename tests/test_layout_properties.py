@@ -25,7 +25,7 @@ from benchmarks.plain_torch import Layout, PlainDiT, PlainStream, audio_rows
 from benchmarks.plain_torch import update_table as plain_update_table
 from liveact import _core
 from liveact.checkpoint.random import random_checkpoint
-from liveact.dit import Dit, MemoryPolicy
+from liveact.dit.dit import Dit, MemoryPolicy
 from tests.conftest import relative_error
 
 TAPS = 5

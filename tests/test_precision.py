@@ -12,10 +12,10 @@ from cli_helpers import Run, generate, refused, run, wav  # noqa: F401
 from pipeline_helpers import demo_checkpoint
 
 from liveact import _core
-from liveact.devices import open_devices
-from liveact.dit import Dit
+from liveact.device.devices import open_devices
+from liveact.dit.dit import Dit
+from liveact.dit.precision import PRODUCTS, Choice, PrecisionPolicy, choose_precision
 from liveact.errors import InputError
-from liveact.precision import PRODUCTS, Choice, PrecisionPolicy, choose_precision
 from tests.test_dit import denoise, open_stream
 
 NUM_LAYERS = 2  # of the demo checkpoint

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from liveact import _core, kernels
+from liveact import _core
 from liveact.checkpoint.random import random_vae
 from liveact.checkpoint.tensors import PthTensors
+from liveact.device import kernels
 from liveact.errors import DeviceError
 from liveact.vae import StreamingDecoder, WanVAE
 from tests.cuda.fake import FakeCuda

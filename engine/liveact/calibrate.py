@@ -33,14 +33,14 @@ from torch.nn import functional as F
 
 from liveact import _core
 from liveact.audio.front_end import AudioFrontEnd, block_feature_range, exact_fps
-from liveact.dit import RELEASED_SLOTS, STEPS, Dit
+from liveact.dit.dit import RELEASED_SLOTS, STEPS, Dit
+from liveact.dit.precision import PRODUCTS, Choice, Precision, PrecisionPolicy
 from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder
 from liveact.engine import VAE_FILE, WAV2VEC_DIRECTORY, condition_on
 from liveact.errors import InputError
 from liveact.media import check_size, open_audio, read_image
-from liveact.precision import PRODUCTS, Choice, Precision, PrecisionPolicy
 from liveact.vae import SPATIAL_STRIDE, WanVAE
 
 # Rounding to 3 mantissa bits costs a product of well-behaved operands 3.8 % (docs/precision.md).

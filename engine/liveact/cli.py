@@ -149,7 +149,7 @@ def _generate(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from liveact.audio.front_end import exact_fps
-    from liveact.devices import open_devices
+    from liveact.device.devices import open_devices
     from liveact.engine import VAE_DECODES, Engine
     from liveact.generate import Edit, audio_mode, table, unreached, write_video
     from liveact.media import check_size, open_audio, read_image
@@ -203,8 +203,8 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _replay(options: argparse.Namespace) -> None:
-    from liveact.devices import open_devices
-    from liveact.dit import MEMORIES, MemoryPolicy
+    from liveact.device.devices import open_devices
+    from liveact.dit.dit import MEMORIES, MemoryPolicy
     from liveact.replay import PARTS, replay
 
     _check_choice("part", options.part, PARTS)
@@ -249,7 +249,7 @@ def _convert(options: argparse.Namespace) -> None:
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
     from liveact.convert import convert
-    from liveact.precision import read_precision
+    from liveact.dit.precision import read_precision
 
     precision = read_precision(options.precision)
     bar = Progress(BarColumn(), DownloadColumn(), TimeRemainingColumn(), disable=not _terminal())
@@ -269,8 +269,8 @@ def _calibrate(options: argparse.Namespace) -> None:
     from rich.progress import Progress
 
     from liveact.calibrate import calibrate, check_arguments, conditioning, tables, write_policy
-    from liveact.devices import open_devices
-    from liveact.dit import open_weights
+    from liveact.device.devices import open_devices
+    from liveact.dit.dit import open_weights
 
     size = _size(options.size)
     check_arguments(size, options.blocks, options.threshold)

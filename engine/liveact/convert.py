@@ -29,9 +29,8 @@ import torch
 
 from liveact import _core
 from liveact.checkpoint.tensors import SAFETENSORS_DTYPES, Tensors, read_json
-from liveact.dit import WEIGHTS_STEM, check_precision, open_weights, product_weights
-from liveact.errors import InputError
-from liveact.precision import (
+from liveact.dit.dit import WEIGHTS_STEM, check_precision, open_weights, product_weights
+from liveact.dit.precision import (
     CONVERTED_KEY,
     CONVERTED_VERSION,
     Precision,
@@ -39,6 +38,7 @@ from liveact.precision import (
     converted_precision,
     format_of,
 )
+from liveact.errors import InputError
 
 SHARD_BYTES = 4 * 10**9
 _NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}

@@ -22,14 +22,14 @@ import numpy.typing as npt
 import torch
 
 from liveact.audio.front_end import AudioFrontEnd, exact_fps
-from liveact.devices import Devices, open_devices
-from liveact.dit import MEMORIES, Dit, MemoryPolicy
+from liveact.device.devices import Devices, open_devices
+from liveact.dit.dit import MEMORIES, Dit, MemoryPolicy
+from liveact.dit.precision import PRECISIONS, PrecisionPolicy
 from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError
 from liveact.media import check_size, fit_image, read_image
-from liveact.precision import PRECISIONS, PrecisionPolicy
 from liveact.session import Session
 from liveact.trace import Timeline
 from liveact.vae import SPATIAL_STRIDE, StreamingDecoder, WanVAE, WindowedDecoder

@@ -13,13 +13,13 @@ from rich.table import Table
 
 from liveact import _core
 from liveact.checkpoint.tensors import read_json
-from liveact.devices import cuda_obstacle
-from liveact.dit import RELEASED_SLOTS, check_precision, open_weights
+from liveact.device.devices import cuda_obstacle
+from liveact.dit.dit import RELEASED_SLOTS, check_precision, open_weights
+from liveact.dit.precision import choose_precision, converted_precision, core_precision
 from liveact.encoders.portrait import ImageEncoder
 from liveact.engine import VAE_FILE
 from liveact.errors import InputError
 from liveact.media import check_size
-from liveact.precision import choose_precision, converted_precision, core_precision
 from liveact.vae import SPATIAL_STRIDE, WanVAE
 
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow", "av", "soxr")

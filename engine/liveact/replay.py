@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 
 from liveact._core import ModelConfig
 from liveact.checkpoint.tensors import Tensors, open_tensor_file
-from liveact.devices import Devices
-from liveact.dit import STEPS, Dit, MemoryPolicy, audio_rows
+from liveact.device.devices import Devices
+from liveact.dit.dit import STEPS, Dit, MemoryPolicy, audio_rows
 from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder

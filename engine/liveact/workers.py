@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from liveact.audio.front_end import BLOCK_FRAMES, FIRST_BLOCK_FRAMES, AudioFrontEnd
-from liveact.dit import DitStream
+from liveact.dit.dit import DitStream
 from liveact.errors import LiveActError, SessionError
 from liveact.queues import BoundedQueue, ClosedError
 from liveact.trace import Timeline

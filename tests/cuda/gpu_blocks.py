@@ -11,9 +11,10 @@ import sys
 
 import torch
 
-from liveact import _core, kernels
-from liveact.devices import cublaslt_library
-from liveact.dit import Dit, MemoryPolicy
+from liveact import _core
+from liveact.device import kernels
+from liveact.device.devices import cublaslt_library
+from liveact.dit.dit import Dit, MemoryPolicy
 from tests.cuda.small import AUDIO_DIM, IMAGE_DIM, core_config, random_weights
 
 LATENT = (6, 8)  # F = 12

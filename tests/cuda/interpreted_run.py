@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import save_file
 
 import tests.kernels.interpreter as interpreter  # before any kernel
-from liveact import _core, kernels
-from liveact.dit import Dit, MemoryPolicy
+from liveact import _core
+from liveact.device import kernels
+from liveact.dit.dit import Dit, MemoryPolicy
 from tests.cuda.fake import FakeCuda
 from tests.cuda.small import AUDIO_DIM, IMAGE_DIM, core_config, random_weights
 from triton_kernels.registry import all_specs

@@ -13,7 +13,7 @@ import torch
 from liveact import _core
 from liveact.errors import DeviceError
 
-PACKAGED = Path(__file__).resolve().parent / "gpu"  # gpu/<architecture>/manifest.json
+PACKAGED = Path(__file__).resolve().parent.parent / "gpu"  # gpu/<architecture>/manifest.json
 FORMAT = 1
 
 

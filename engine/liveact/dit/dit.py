@@ -16,9 +16,8 @@ import torch
 
 from liveact import _core
 from liveact.checkpoint.tensors import Tensors, check_tensors, open_tensors, read_json, read_size
-from liveact.errors import DeviceError, InputError, LiveActError, SessionError
-from liveact.precision import PRECISIONS as PRECISIONS  # benchmarks take the names from here
-from liveact.precision import (
+from liveact.dit.precision import PRECISIONS as PRECISIONS  # benchmarks take the names from here
+from liveact.dit.precision import (
     PRODUCT_LINEARS,
     Precision,
     check_layers,
@@ -26,6 +25,7 @@ from liveact.precision import (
     core_precision,
     format_of,
 )
+from liveact.errors import DeviceError, InputError, LiveActError, SessionError
 
 STEPS = 3
 WEIGHTS_STEM = "diffusion_pytorch_model"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from liveact import _core, kernels
+from liveact import _core
+from liveact.device import kernels
+from liveact.dit.precision import Precision, PrecisionPolicy, choose_precision
 from liveact.errors import DeviceError, InputError
-from liveact.precision import Precision, PrecisionPolicy, choose_precision
 
 _CUBLASLT = "libcublasLt.so.13"
 

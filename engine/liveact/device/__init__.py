@@ -1,0 +1,1 @@
+"""Which devices there are, and the GPU kernels that were packaged for them."""

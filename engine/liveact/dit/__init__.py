@@ -1,0 +1,1 @@
+"""The DiT on the C++ runtime: its weights, a session's stream, and the format of each product."""
