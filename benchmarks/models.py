@@ -30,7 +30,7 @@ from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder
 from liveact.engine import VAE_FILE, WAV2VEC_DIRECTORY, Engine
-from liveact.vae import WanVAE
+from liveact.vae.vae import WanVAE
 
 PROMPT_TOKENS = 40  # of a prompt of two sentences
 IMAGE_TOKENS = 257

@@ -31,8 +31,8 @@ from liveact.checkpoint.tensors import PthTensors, load_pth
 from liveact.device.devices import open_devices
 from liveact.engine import VAE_FILE
 from liveact.errors import LiveActError
-from liveact.vae import SPATIAL_STRIDE, StreamingDecoder, WanVAE, to_uint8
-from liveact.vae_ops import without_tf32
+from liveact.vae.ops import without_tf32
+from liveact.vae.vae import SPATIAL_STRIDE, StreamingDecoder, WanVAE, to_uint8
 
 LATENT_FRAMES, FIRST_LATENT_FRAMES = 8, 6
 PICTURES = 4 * LATENT_FRAMES
@@ -176,7 +176,7 @@ def _convolutions(
     vae: WanVAE, latent_size: tuple[int, int], frames_per_call: int, dtype: torch.dtype
 ) -> list[dict[str, Any]]:
     """The rates of the 3×3×3 convolutions of a call, each shape once, in the two ways that torch
-    offers: what the decoder runs on this device is one of them (liveact/vae_ops.py)."""
+    offers: what the decoder runs on this device is one of them (liveact/vae/ops.py)."""
     device = vae.device
     clock = Clock(device)
     plan = vae.decoder.plan(frames_per_call, *latent_size)

@@ -18,7 +18,7 @@ from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError
-from liveact.vae import StreamingDecoder, WanVAE
+from liveact.vae.vae import StreamingDecoder, WanVAE
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from benchmarks.kernel_cases import KernelCase, cases, make_values
 from liveact import _core
 from liveact.device import kernels
 from liveact.device.devices import cublaslt_library, cuda_obstacle, torch_cuda_obstacle
-from liveact.vae import StreamingDecoder, WanVAE, to_uint8
-from liveact.vae_ops import KernelOps, Pending, TorchOps
-from liveact.vae_stream import Call, RecordedCall
+from liveact.vae.ops import KernelOps, Pending, TorchOps
+from liveact.vae.stream import Call, RecordedCall
+from liveact.vae.vae import StreamingDecoder, WanVAE, to_uint8
 from tests.conftest import relative_error
 
 pytestmark = pytest.mark.gpu

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from liveact.checkpoint.tensors import PthTensors, load_pth
 from liveact.errors import InputError
-from liveact.vae import StreamingDecoder, WanVAE, WindowedDecoder, to_uint8
-from liveact.vae_ops import TorchOps
-from liveact.vae_state import EncoderState
+from liveact.vae.ops import TorchOps
+from liveact.vae.state import EncoderState
+from liveact.vae.vae import StreamingDecoder, WanVAE, WindowedDecoder, to_uint8
 from tests.conftest import relative_error
 
 # fp32 results agree with the recordings to about this (golden/README.md).

@@ -14,7 +14,7 @@ from liveact.checkpoint.random import random_vae
 from liveact.checkpoint.tensors import PthTensors
 from liveact.device import kernels
 from liveact.errors import DeviceError
-from liveact.vae import StreamingDecoder, WanVAE
+from liveact.vae.vae import StreamingDecoder, WanVAE
 from tests.cuda.fake import FakeCuda
 
 STREAM = 0x4711

@@ -15,15 +15,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.plain_vae import PlainDecoder
-from liveact import vae_ops
 from liveact.checkpoint.random import random_vae
 from liveact.checkpoint.tensors import PthTensors
 from liveact.errors import InputError, LiveActError
-from liveact.vae import StreamingDecoder, WanVAE, WindowedDecoder
-from liveact.vae_modules import Encoder, FrameAttention
-from liveact.vae_ops import TorchOps
-from liveact.vae_state import CausalState, EncoderState
-from liveact.vae_stream import DecoderState
+from liveact.vae import ops as vae_ops
+from liveact.vae.layers import Encoder, FrameAttention
+from liveact.vae.ops import TorchOps
+from liveact.vae.state import CausalState, EncoderState
+from liveact.vae.stream import DecoderState
+from liveact.vae.vae import StreamingDecoder, WanVAE, WindowedDecoder
 from tests.conftest import relative_error
 
 TENSORS = {name: tensor.float() for name, tensor in random_vae(8, 0).items()}

@@ -20,8 +20,8 @@ import torch
 
 from liveact.checkpoint.random import random_vae
 from liveact.checkpoint.tensors import PthTensors
-from liveact.vae import StreamingDecoder, WanVAE
-from liveact.vae_stream import DecodeQueue, RecordedCall
+from liveact.vae.stream import DecodeQueue, RecordedCall
+from liveact.vae.vae import StreamingDecoder, WanVAE
 
 LATENTS = torch.randn(16, 12, 2, 2, generator=torch.Generator().manual_seed(1))
 

@@ -2,7 +2,7 @@
 
 x = value + bias + skip; then either SiLU(norm(x) · gamma) or x itself goes to `out`, which is where
 the next convolution reads (the frames after those it remembers). The reference is
-`TorchOps.settle` of engine/liveact/vae_ops.py; that file also describes the orders of `value`.
+`TorchOps.settle` of engine/liveact/vae/ops.py; that file also describes the orders of `value`.
 
 A pixel is a row of C channels: 384, 192 or 96 in the released model, three tiles of a power of two.
 The variants are those that the decoder uses; in a name, `keep` says that x is also written to

@@ -41,7 +41,7 @@ from liveact.encoders.speech import AudioEncoder
 from liveact.engine import VAE_FILE, WAV2VEC_DIRECTORY, condition_on
 from liveact.errors import InputError
 from liveact.media import check_size, open_audio, read_image
-from liveact.vae import SPATIAL_STRIDE, WanVAE
+from liveact.vae.vae import SPATIAL_STRIDE, WanVAE
 
 # Rounding to 3 mantissa bits costs a product of well-behaved operands 3.8 % (docs/precision.md).
 THRESHOLD = 0.05

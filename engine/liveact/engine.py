@@ -32,7 +32,7 @@ from liveact.errors import InputError
 from liveact.media import check_size, fit_image, read_image
 from liveact.session import Session
 from liveact.trace import Timeline
-from liveact.vae import SPATIAL_STRIDE, StreamingDecoder, WanVAE, WindowedDecoder
+from liveact.vae.vae import SPATIAL_STRIDE, StreamingDecoder, WanVAE, WindowedDecoder
 
 VAE_DECODES = ("streaming", "windowed")
 VAE_FILE = "Wan2.1_VAE.pth"

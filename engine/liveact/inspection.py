@@ -20,7 +20,7 @@ from liveact.encoders.portrait import ImageEncoder
 from liveact.engine import VAE_FILE
 from liveact.errors import InputError
 from liveact.media import check_size
-from liveact.vae import SPATIAL_STRIDE, WanVAE
+from liveact.vae.vae import SPATIAL_STRIDE, WanVAE
 
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow", "av", "soxr")
 

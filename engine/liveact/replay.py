@@ -32,7 +32,7 @@ from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder
 from liveact.engine import CONDITION_FRAMES, VAE_FILE, WAV2VEC_DIRECTORY
 from liveact.errors import InputError
-from liveact.vae import StreamingDecoder, WanVAE, WindowedDecoder
+from liveact.vae.vae import StreamingDecoder, WanVAE, WindowedDecoder
 
 PARTS = ("dit", "vae", "encoders")
 EDITED_BLOCK = 3  # made with `text_edit` where that is present

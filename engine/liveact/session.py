@@ -24,7 +24,7 @@ from liveact.dit.dit import DitStream
 from liveact.errors import InputError, SessionError
 from liveact.queues import ClosedError
 from liveact.trace import Timeline
-from liveact.vae import StreamingDecoder, WindowedDecoder
+from liveact.vae.vae import StreamingDecoder, WindowedDecoder
 from liveact.workers import Chunk, PromptEdit, SessionState, Utterance, Workers
 
 __all__ = ["Chunk", "Session"]

@@ -24,7 +24,7 @@ from liveact.dit.dit import DitStream
 from liveact.errors import LiveActError, SessionError
 from liveact.queues import BoundedQueue, ClosedError
 from liveact.trace import Timeline
-from liveact.vae import StreamingDecoder, WindowedDecoder
+from liveact.vae.vae import StreamingDecoder, WindowedDecoder
 
 LATENT_QUEUE_BLOCKS = 1  # denoised and not yet being decoded
 CHUNK_QUEUE_LENGTH = 16  # decoded and not yet taken: two blocks of 8 latent frames

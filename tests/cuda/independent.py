@@ -110,7 +110,7 @@ def run(
     """What the buffers hold after one launch on the current context of device 0.
 
     launch: launches with the values by name; None: independently of our launcher. kernel: an entry
-    of `liveact.kernels.load`. Raises RuntimeError with the driver's error.
+    of `liveact.device.kernels.load`. Raises RuntimeError with the driver's error.
     """
     from cuda.bindings import driver
 

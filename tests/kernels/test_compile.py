@@ -77,7 +77,7 @@ def test_every_kernel_has_cases_of_every_group() -> None:
 def test_spec_is_consistent(name: str) -> None:
     """Parameters and constexprs are the function's arguments; the grid names what exists."""
     spec = all_specs()[name]
-    # Those without an op: the bf16 path of `linear`, and what liveact.vae_ops launches.
+    # Those without an op: the bf16 path of `linear`, and what liveact.vae.ops launches.
     others = {"apply_epilogue", *(case.op for case in VAE_CASES)}
     assert name.split(".")[0] in {*spec.ops, *others} and spec.reason
     assert re.fullmatch(r"[a-z0-9_.]+", name)

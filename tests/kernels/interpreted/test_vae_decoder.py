@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.kernel_cases import KernelCase, cases, make_values
-from liveact.vae import StreamingDecoder, WanVAE, to_uint8
-from liveact.vae_ops import KernelOps, Pending, TorchOps
-from liveact.vae_stream import RecordedCall
+from liveact.vae.ops import KernelOps, Pending, TorchOps
+from liveact.vae.stream import RecordedCall
+from liveact.vae.vae import StreamingDecoder, WanVAE, to_uint8
 from tests.kernels.interpreter import launch
 
 GOLDEN = Path(__file__).resolve().parents[4] / "shared" / "golden" / "vae"

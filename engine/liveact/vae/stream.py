@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 
 from liveact.errors import InputError, LiveActError
-from liveact.vae_modules import Decoder
-from liveact.vae_ops import Pending, TorchOps
-from liveact.vae_state import CausalState
+from liveact.vae.layers import Decoder
+from liveact.vae.ops import Pending, TorchOps
+from liveact.vae.state import CausalState
 
 Call = Callable[[torch.Tensor], torch.Tensor]  # latents [16, t, h, w] → uint8 [4·t, 8·h, 8·w, 3]
 

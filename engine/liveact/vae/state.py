@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from liveact.vae_conv import CausalConv3d
-from liveact.vae_ops import Pending, TorchOps
+from liveact.vae.ops import CausalConv3d, Pending, TorchOps
 
 
 class Use(NamedTuple):

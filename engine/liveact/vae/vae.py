@@ -32,10 +32,10 @@ from torch import nn
 
 from liveact.checkpoint.tensors import FLOATS, PthTensors, assign_tensors, check_tensors, load_pth
 from liveact.errors import InputError
-from liveact.vae_modules import Decoder, Downsample, Encoder, ResidualBlock, Upsample
-from liveact.vae_ops import KernelOps, Launch, Pending, TorchOps, without_tf32
-from liveact.vae_state import EncoderState
-from liveact.vae_stream import DecodeQueue, DecoderState
+from liveact.vae.layers import Decoder, Downsample, Encoder, ResidualBlock, Upsample
+from liveact.vae.ops import KernelOps, Launch, Pending, TorchOps, without_tf32
+from liveact.vae.state import EncoderState
+from liveact.vae.stream import DecodeQueue, DecoderState
 
 LATENT_CHANNELS = 16
 TEMPORAL_STRIDE = 4  # video frames per latent frame; the first latent frame is 1 video frame
@@ -100,8 +100,8 @@ class WanVAE(nn.Module):
     ) -> WanVAE:
         """Loads `Wan2.1_VAE.pth`; `InputError` if it is not a complete VAE of this family.
 
-        launch: how the decoder's kernels are launched (`liveact.kernels.launcher`); None: decode in
-        fp32 with the ops of torch.
+        launch: how the decoder's kernels are launched (`liveact.device.kernels.launcher`); None:
+        decode in fp32 with the ops of torch.
         """
         return cls.from_tensors(load_pth(Path(path)), device, launch)
 

@@ -1,6 +1,6 @@
 """The layers of the Wan 2.1 video autoencoder, each causal in time.
 
-Reading order: `CausalConv3d` in vae_conv.py, `CausalState` in vae_state.py (how it remembers), the
+Reading order: `CausalConv3d` in ops.py, `CausalState` in state.py (how it remembers), the
 blocks, then `Encoder` and `Decoder`. A block takes what the convolution before it left (`Pending`),
 and leaves one itself.
 
@@ -17,9 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from liveact.vae_conv import CausalConv3d
-from liveact.vae_ops import Pending
-from liveact.vae_state import CausalState, EncoderState, Use
+from liveact.vae.ops import CausalConv3d, Pending
+from liveact.vae.state import CausalState, EncoderState, Use
 
 
 class RMSNorm(nn.Module):
