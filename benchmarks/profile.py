@@ -23,11 +23,11 @@ from rich.table import Table
 from benchmarks import models, session, spread
 from benchmarks.options import add_model
 from liveact.dit.dit import MemoryPolicy
-from liveact.trace import Timeline
-from liveact.workers import Chunk
+from liveact.session.timeline import Timeline
+from liveact.session.workers import Chunk
 
 # Blocks between the arrival of a whole block and the first that cannot have been begun by then:
-# one is decoded, one waits in the queue, one is denoised (LATENT_QUEUE_BLOCKS in liveact.workers).
+# one is decoded, one waits in the queue, one is denoised (LATENT_QUEUE_BLOCKS in liveact.session.workers).
 IN_FLIGHT = 3
 STAGES_PER_BLOCK = 11  # wait for audio, audio, denoise, and 8 times decode
 

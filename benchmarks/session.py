@@ -29,7 +29,8 @@ from benchmarks.playback import Arrival
 from liveact.dit.dit import MemoryPolicy
 from liveact.engine import Engine
 from liveact.errors import InputError, SessionError
-from liveact.session import Chunk, Session
+from liveact.session.session import Session
+from liveact.session.workers import Chunk
 
 RATE_HZ = 16_000
 PIECE_S = 0.02

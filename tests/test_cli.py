@@ -20,7 +20,7 @@ from cli_helpers import Run, generate, refused, run, wav
 from pipeline_helpers import ONE_THREAD, PORTRAIT, demo_checkpoint, speech, write_wav
 
 from liveact.generate import Edit
-from liveact.session import Session
+from liveact.session.session import Session
 
 DIT_FILE = "diffusion_pytorch_model.safetensors"
 VAE_FILE = "Wan2.1_VAE.pth"

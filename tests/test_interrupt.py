@@ -28,8 +28,8 @@ from session_helpers import (
 
 from liveact.engine import Engine
 from liveact.errors import InputError, SessionError
-from liveact.session import Chunk, Session
-from liveact.workers import CHUNK_QUEUE_LENGTH
+from liveact.session.session import Session
+from liveact.session.workers import CHUNK_QUEUE_LENGTH, Chunk
 
 __all__ = ["engine", "nothing_is_left"]  # fixtures
 

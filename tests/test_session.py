@@ -43,7 +43,7 @@ from session_helpers import (
 
 from liveact.engine import Engine
 from liveact.errors import InputError, SessionError
-from liveact.workers import CHUNK_QUEUE_LENGTH, PromptEdit
+from liveact.session.workers import CHUNK_QUEUE_LENGTH, PromptEdit
 
 __all__ = ["engine", "nothing_is_left"]  # fixtures
 

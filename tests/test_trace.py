@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from liveact.errors import InputError
-from liveact.trace import Span, Timeline
+from liveact.session.timeline import Span, Timeline
 
 
 class Clock:

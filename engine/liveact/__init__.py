@@ -12,7 +12,8 @@ from liveact.errors import DeviceError, InputError, LiveActError, SessionError
 
 if TYPE_CHECKING:
     from liveact.engine import Engine
-    from liveact.session import Chunk, Session
+    from liveact.session.session import Session
+    from liveact.session.workers import Chunk
 
 __version__ = version("liveact-engine")
 __all__ = [
@@ -25,7 +26,11 @@ __all__ = [
     "SessionError",
 ]
 
-_LAZY = {"Engine": "liveact.engine", "Session": "liveact.session", "Chunk": "liveact.session"}
+_LAZY = {
+    "Engine": "liveact.engine",
+    "Session": "liveact.session.session",
+    "Chunk": "liveact.session.workers",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -30,8 +30,8 @@ from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError
 from liveact.media import check_size, fit_image, read_image
-from liveact.session import Session
-from liveact.trace import Timeline
+from liveact.session.session import Session
+from liveact.session.timeline import Timeline
 from liveact.vae.vae import SPATIAL_STRIDE, StreamingDecoder, WanVAE, WindowedDecoder
 
 VAE_DECODES = ("streaming", "windowed")

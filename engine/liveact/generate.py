@@ -19,7 +19,8 @@ from rich.table import Table
 from liveact.audio.front_end import BLOCK_FRAMES
 from liveact.errors import InputError, SessionError
 from liveact.media import AudioFile, Mp4Writer
-from liveact.session import Chunk, Session
+from liveact.session.session import Session
+from liveact.session.workers import Chunk
 
 WHOLE_CLIP_S = 60.0  # clips up to this length are encoded whole, exactly as in the released code
 

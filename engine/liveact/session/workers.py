@@ -22,8 +22,8 @@ import torch
 from liveact.audio.front_end import BLOCK_FRAMES, FIRST_BLOCK_FRAMES, AudioFrontEnd
 from liveact.dit.dit import DitStream
 from liveact.errors import LiveActError, SessionError
-from liveact.queues import BoundedQueue, ClosedError
-from liveact.trace import Timeline
+from liveact.session.queue import BoundedQueue, ClosedError
+from liveact.session.timeline import Timeline
 from liveact.vae.vae import StreamingDecoder, WindowedDecoder
 
 LATENT_QUEUE_BLOCKS = 1  # denoised and not yet being decoded

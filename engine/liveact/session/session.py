@@ -22,10 +22,10 @@ import torch
 from liveact.audio.front_end import BLOCK_FRAMES, FIRST_BLOCK_FRAMES, AudioFrontEnd
 from liveact.dit.dit import DitStream
 from liveact.errors import InputError, SessionError
-from liveact.queues import ClosedError
-from liveact.trace import Timeline
+from liveact.session.queue import ClosedError
+from liveact.session.timeline import Timeline
+from liveact.session.workers import Chunk, PromptEdit, SessionState, Utterance, Workers
 from liveact.vae.vae import StreamingDecoder, WindowedDecoder
-from liveact.workers import Chunk, PromptEdit, SessionState, Utterance, Workers
 
 __all__ = ["Chunk", "Session"]
 

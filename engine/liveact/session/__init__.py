@@ -1,0 +1,1 @@
+"""A session: audio goes in, chunks of video come out, two workers in between."""
