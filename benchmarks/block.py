@@ -21,7 +21,8 @@ from benchmarks.baseline import Baselines
 from benchmarks.models import IMAGE_TOKENS, PROMPT_TOKENS, Loaded
 from benchmarks.options import add_model
 from benchmarks.timing import Clock
-from liveact.dit.dit import DitStream, MemoryPolicy, audio_rows
+from liveact.blocks import audio_rows
+from liveact.dit.dit import DitStream, MemoryPolicy
 
 FIRST_STEADY_BLOCK = 3
 VIDEO_FRAMES = 32
@@ -147,7 +148,7 @@ def compare(loaded: Loaded, repeat: int, clock: Clock) -> dict[str, Any]:
         shape = (16, stream.frames_of_next_block, *loaded.latent_size)
         noise = torch.randn(shape, generator=generator)
         renoise = torch.randn((3, *shape), generator=generator)
-        rows = audio_rows(given["audio"], block, shape[1])
+        rows = audio_rows(given["audio"], block)
         latent, ms = clock.block(stream.denoise, noise, renoise[:2], rows)
         if block >= first_timed:
             engine_ms.append(ms)

@@ -66,7 +66,7 @@ export -f install build
 failed=0
 stage install bash -c install || failed=1
 stage build bash -c build || exit 1 # nothing below means anything without it
-stage doctor python3 -m liveact.cli doctor || failed=1
+stage doctor python3 -m liveact doctor || failed=1
 # The products first: without one of their kinds no stream opens.
 stage products env CUBLASLT_LOG_LEVEL=1 python3 -m pytest -m gpu -q -rs tests/test_gpu_products.py ||
   failed=1

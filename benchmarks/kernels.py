@@ -91,7 +91,7 @@ def selected(on_gpu: bool, only: str) -> list[tuple[KernelCase, str]]:
         if only in f"{case.name}.{fmt}"
     ]
     if not found:
-        raise InputError(f"only: expected part of the name of a case, got {only!r}")
+        raise InputError(f"only: expected part of the name of a case, found {only!r}")
     return found
 
 

@@ -22,15 +22,17 @@ from torch import Tensor
 from benchmarks.machine import weights_hash
 from liveact import _core
 from liveact.checkpoint import demo
+from liveact.checkpoint.layout import DIT_STEM, VAE_FILE, WAV2VEC_DIRECTORY
 from liveact.checkpoint.random import random_audio_encoder, random_checkpoint, random_vae
-from liveact.checkpoint.tensors import PthTensors, open_tensors, read_json
+from liveact.checkpoint.tensors import PthTensors, open_tensors
 from liveact.device.devices import Devices, open_devices
-from liveact.dit.dit import WEIGHTS_STEM, Dit
+from liveact.dit.dit import Dit
 from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder
-from liveact.engine import VAE_FILE, WAV2VEC_DIRECTORY, Engine
-from liveact.vae.vae import WanVAE
+from liveact.engine import Engine
+from liveact.files import read_json
+from liveact.vae.vae import Vae
 
 PROMPT_TOKENS = 40  # of a prompt of two sentences
 IMAGE_TOKENS = 257
@@ -152,7 +154,7 @@ def load(options: argparse.Namespace) -> Loaded:
     if options.checkpoint is not None:
         directory = options.checkpoint
         dit = Dit.load(directory, devices.core, devices.precision)
-        tensors = open_tensors(directory, WEIGHTS_STEM)
+        tensors = open_tensors(directory, DIT_STEM)
         config = demo.DIT_CONFIG | read_json(directory / "config.json")
         return Loaded(devices, dit, config, tensors, directory.name, directory, None, **common)
     name = options.random_weights or ("middle" if on_cpu else "released")
@@ -175,7 +177,7 @@ def open_engine(loaded: Loaded) -> Engine:
         return Engine(
             devices=loaded.devices,
             dit=loaded.dit,
-            vae=WanVAE.load(folder / VAE_FILE, vae_device, loaded.devices.vae_launch),
+            vae=Vae.load(folder / VAE_FILE, vae_device, loaded.devices.vae_launch),
             text_encoder=TextEncoder.load(folder, device),
             image_encoder=ImageEncoder.load(folder, device),
             audio_encoder=AudioEncoder.load(folder / WAV2VEC_DIRECTORY, device),
@@ -186,7 +188,7 @@ def open_engine(loaded: Loaded) -> Engine:
     return Engine(
         devices=loaded.devices,
         dit=loaded.dit,
-        vae=WanVAE.from_tensors(vae, vae_device, loaded.devices.vae_launch),
+        vae=Vae.from_tensors(vae, vae_device, loaded.devices.vae_launch),
         text_encoder=cast(TextEncoder, _RandomText(model.config["text_dim"], loaded.seed)),
         image_encoder=cast(ImageEncoder, _RandomImage(model.clip_dim, loaded.seed)),
         audio_encoder=_random_audio_encoder(model, loaded.seed, device),

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from liveact.blocks import check_size
 from liveact.dit.precision import PRECISIONS
 from liveact.errors import InputError
-from liveact.media import check_size
 
 
 def positive(text: str) -> int:
     """An integer of 1 or more, for argparse."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, found {text!r}")
     return int(text)
 
 
@@ -21,7 +21,7 @@ def picture_size(text: str) -> tuple[int, int]:
     """`512x512` → (width, height), as the engine takes it, for argparse."""
     width, x, height = text.lower().partition("x")
     if not (x and width.isdecimal() and height.isdecimal()) or len(text) > 15:
-        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT such as 512x512, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT such as 512x512, found {text!r}")
     size = int(width), int(height)
     try:
         check_size(*size)

@@ -23,11 +23,12 @@ from rich.table import Table
 from benchmarks import models, session, spread
 from benchmarks.options import add_model
 from liveact.dit.dit import MemoryPolicy
+from liveact.session.chunk import Chunk
 from liveact.session.timeline import Timeline
-from liveact.session.workers import Chunk
 
 # Blocks between the arrival of a whole block and the first that cannot have been begun by then:
-# one is decoded, one waits in the queue, one is denoised (LATENT_QUEUE_BLOCKS in liveact.session.workers).
+# one is decoded, one waits in the queue, one is denoised (LATENT_QUEUE_BLOCKS in
+# engine/liveact/session/state.py).
 IN_FLIGHT = 3
 STAGES_PER_BLOCK = 11  # wait for audio, audio, denoise, and 8 times decode
 
@@ -45,7 +46,7 @@ def block_range(text: str) -> tuple[int, int]:
     """`5-6` or `5` → (5, 6) or (5, 5), for argparse."""
     first, _, last = text.partition("-")
     if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
-        raise argparse.ArgumentTypeError(f"expected FIRST-LAST such as 5-6, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected FIRST-LAST such as 5-6, found {text!r}")
     return int(first), int(last or first)
 
 

@@ -29,8 +29,8 @@ from benchmarks.playback import Arrival
 from liveact.dit.dit import MemoryPolicy
 from liveact.engine import Engine
 from liveact.errors import InputError, SessionError
+from liveact.session.chunk import Chunk
 from liveact.session.session import Session
-from liveact.session.workers import Chunk
 
 RATE_HZ = 16_000
 PIECE_S = 0.02
@@ -186,7 +186,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Cold first chunk, warm first chunk, then one session of `--minutes`."""
     seconds = 60 * options.minutes
     if not seconds * FPS > (STEADY_BLOCK + 2) * BLOCK_FRAMES:
-        raise InputError(f"minutes: expected more than 0.14, got {options.minutes}")
+        raise InputError(f"minutes: expected more than 0.14, found {options.minutes}")
     start_s = time.perf_counter()
     loaded = models.load(options)
     engine = models.open_engine(loaded)

@@ -26,13 +26,15 @@ from benchmarks.plain_vae import PlainDecoder
 from benchmarks.spread import FIELDS as SPREAD
 from benchmarks.spread import median_ratio, spread
 from benchmarks.timing import Clock
+from liveact.blocks import SPATIAL_STRIDE
+from liveact.checkpoint.layout import VAE_FILE
 from liveact.checkpoint.random import random_vae
 from liveact.checkpoint.tensors import PthTensors, load_pth
 from liveact.device.devices import open_devices
-from liveact.engine import VAE_FILE
 from liveact.errors import LiveActError
 from liveact.vae.ops import without_tf32
-from liveact.vae.vae import SPATIAL_STRIDE, StreamingDecoder, WanVAE, to_uint8
+from liveact.vae.stream import VaeStream
+from liveact.vae.vae import Vae, to_uint8
 
 LATENT_FRAMES, FIRST_LATENT_FRAMES = 8, 6
 PICTURES = 4 * LATENT_FRAMES
@@ -75,7 +77,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     width, height = size = options.size or ((64, 64) if on_cpu else (512, 512))
     latent_size = height // SPATIAL_STRIDE, width // SPATIAL_STRIDE
     tensors, source = _weights(options)
-    vae = WanVAE.from_tensors(tensors, device, devices.vae_launch)
+    vae = Vae.from_tensors(tensors, device, devices.vae_launch)
     dtype = torch.float32 if on_cpu else torch.bfloat16
     plain = PlainDecoder({name: _plain_form(tensors[name], device, dtype) for name in tensors})
     generator = torch.Generator().manual_seed(options.seed)
@@ -85,14 +87,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         [FIRST_LATENT_FRAMES, *[LATENT_FRAMES] * (1 + options.repeat)], dim=1
     )
 
-    ours = StreamingDecoder(vae, options.frames_per_call)
-    expected = plain.decode_block(first).float().cpu()
-    found = torch.cat(list(ours.decode_block(first)), dim=1).cpu().clamp(-1, 1)
+    ours = vae.open_stream(options.frames_per_call)
+    expected = plain.decode_video(first).float().cpu()
+    found = torch.cat(list(ours.decode_video(first)), dim=1).cpu().clamp(-1, 1)
     times: dict[str, list[float]] = {"ours": [], "first": [], "released": []}
     for block in blocks:
         whole_ms, first_ms = _time_ours(ours, block)
         start = time.perf_counter()
-        to_uint8(plain.decode_block(block))
+        to_uint8(plain.decode_video(block))
         times["released"].append(1e3 * (time.perf_counter() - start))
         times["ours"].append(whole_ms)
         times["first"].append(first_ms)
@@ -116,7 +118,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "sweep": sweep,
         "psnr_db": None if on_cpu else _psnr_db(found, _in_fp32(tensors, device, first)),
         "relative_difference": ((found - expected).norm() / expected.norm()).item(),
-        "state_bytes": ours.state.size_bytes,
+        "state_bytes": ours.size_bytes,
         "parameters": vae.parameter_count,
         "convolutions": _convolutions(vae, latent_size, options.frames_per_call, dtype),
         "endurance": _endurance(vae, options, latent_size, on_cpu),
@@ -138,10 +140,10 @@ def _plain_form(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) 
     return tensor
 
 
-def _time_ours(decoder: StreamingDecoder, block: torch.Tensor) -> tuple[float, float]:
+def _time_ours(decoder: VaeStream, block: torch.Tensor) -> tuple[float, float]:
     """Milliseconds for all pictures of a block, and until the first."""
     start = time.perf_counter()
-    pieces = decoder.decode_pictures(block)
+    pieces = decoder.decode(block)
     next(pieces)
     first_ms = 1e3 * (time.perf_counter() - start)
     for _ in pieces:
@@ -149,18 +151,18 @@ def _time_ours(decoder: StreamingDecoder, block: torch.Tensor) -> tuple[float, f
     return 1e3 * (time.perf_counter() - start), first_ms
 
 
-def _sweep(vae: WanVAE, frames_per_call: int, blocks: list[torch.Tensor]) -> dict[str, Any]:
+def _sweep(vae: Vae, frames_per_call: int, blocks: list[torch.Tensor]) -> dict[str, Any]:
     """The same blocks with another number of latent frames at a time, after two to warm up."""
-    decoder = StreamingDecoder(vae, frames_per_call)
+    decoder = vae.open_stream(frames_per_call)
     times = [_time_ours(decoder, block) for block in [blocks[0]] * 3 + blocks][3:]
     whole, first = (statistics.median(column) for column in zip(*times, strict=True))
     return {"frames_per_call": frames_per_call, "ms_per_block": whole, "first_pictures_ms": first}
 
 
 def _in_fp32(tensors: PthTensors, device: torch.device, latents: torch.Tensor) -> torch.Tensor:
-    vae = WanVAE.from_tensors(tensors, device)
+    vae = Vae.from_tensors(tensors, device)
     with without_tf32():
-        video = torch.cat(list(StreamingDecoder(vae).decode_block(latents)), dim=1)
+        video = torch.cat(list(vae.open_stream().decode_video(latents)), dim=1)
     return video.cpu().clamp(-1, 1)
 
 
@@ -173,7 +175,7 @@ def _psnr_db(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _convolutions(
-    vae: WanVAE, latent_size: tuple[int, int], frames_per_call: int, dtype: torch.dtype
+    vae: Vae, latent_size: tuple[int, int], frames_per_call: int, dtype: torch.dtype
 ) -> list[dict[str, Any]]:
     """The rates of the 3×3×3 convolutions of a call, each shape once, in the two ways that torch
     offers: what the decoder runs on this device is one of them (liveact/vae/ops.py)."""
@@ -213,15 +215,15 @@ def _convolutions(
 
 
 def _endurance(
-    vae: WanVAE, options: argparse.Namespace, latent_size: tuple[int, int], on_cpu: bool
+    vae: Vae, options: argparse.Namespace, latent_size: tuple[int, int], on_cpu: bool
 ) -> dict[str, Any]:
     """First and last decile of the times of many blocks; on a CPU of a narrow decoder, whose time
     is all bookkeeping: what could grow."""
     blocks = options.endurance_blocks
     if on_cpu:
-        vae = WanVAE.from_tensors(PthTensors(random_vae(8, 0), Path("random")), "cpu")
+        vae = Vae.from_tensors(PthTensors(random_vae(8, 0), Path("random")), "cpu")
         latent_size = (4, 4)
-    decoder = StreamingDecoder(vae, options.frames_per_call)
+    decoder = vae.open_stream(options.frames_per_call)
     latents = torch.randn(16, LATENT_FRAMES, *latent_size)
     samples = [_time_ours(decoder, latents)[0] for _ in range(blocks + 3)][3:]
     part = max(1, blocks // 10)

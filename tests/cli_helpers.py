@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pipeline_helpers import PORTRAIT, demo_checkpoint, speech, write_wav
 
-from liveact import cli
+from liveact.commands import cli
 
 Run = Callable[..., tuple[int, str, str]]
 

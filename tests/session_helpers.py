@@ -20,8 +20,8 @@ from pipeline_helpers import (
 )
 
 from liveact.engine import Engine
+from liveact.session.chunk import Chunk
 from liveact.session.session import Session
-from liveact.session.workers import Chunk
 
 RATE_HZ = 16_000
 BLOCK_S = 1.6  # 32 frames at 20 fps

@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liveact.audio.front_end import AudioFrontEnd, block_feature_range, exact_fps
+from liveact.audio.front_end import AudioFrontEnd, block_feature_range
+from liveact.blocks import exact_fps
 from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError, SessionError
 
@@ -305,7 +306,7 @@ def test_a_consumer_thread_and_a_pusher_that_waits_for_room() -> None:
 def test_too_far_ahead_is_refused() -> None:
     front_end = AudioFrontEnd(LocalEncoder(), 100, max_backlog_s=4)
     front_end.push(noise(8_000 * 3), 8_000)
-    with pytest.raises(InputError, match=r"at most 4 s .* got 1\.5 s on top of 3\.0 s"):
+    with pytest.raises(InputError, match=r"at most 4 s .* found 1\.5 s on top of 3\.0 s"):
         front_end.push(noise(8_000 * 3 // 2), 8_000)
     with pytest.raises(InputError, match="piece ≤ 2 s"):
         front_end.push(noise(8_000 * 3), 8_000, block=True)
@@ -317,7 +318,7 @@ def test_too_far_ahead_is_refused() -> None:
     front_end.pcm(0, 85)
     front_end.push(noise(4_000), 8_000)
     whole = AudioFrontEnd(LocalEncoder(), 20, mode="whole", max_whole_s=5)
-    with pytest.raises(InputError, match=r"'whole' takes 5 s, got 6\.0 s"):
+    with pytest.raises(InputError, match=r"'whole' takes 5 s, found 6\.0 s"):
         whole.push(noise(8_000 * 6), 8_000)
 
 
@@ -381,13 +382,13 @@ def test_audio_that_ends_empty_wakes_whoever_waits() -> None:
     [
         (np.zeros(10, np.float64), 16_000, "expected float32 or int16"),
         (np.zeros((2, 5, 2), np.float32), 16_000, "of shape"),
-        (np.zeros((2, 48_000), np.float32), 48_000, r"got \[2, 48000\]"),
-        (np.zeros((10, 0), np.float32), 48_000, r"got \[10, 0\]"),
+        (np.zeros((2, 48_000), np.float32), 48_000, r"found \[2, 48000\]"),
+        (np.zeros((10, 0), np.float32), 48_000, r"found \[10, 0\]"),
         (np.array([0, np.nan], np.float32), 16_000, "finite"),
         (np.array([0, -np.inf], np.float32), 16_000, "finite"),
-        (np.zeros(10, np.float32), 3_999, "4000 to 384000 Hz, got 3999"),
-        (np.zeros(10, np.float32), 384_001, "4000 to 384000 Hz, got 384001"),
-        (np.zeros(10, np.float32), 0, "got 0"),
+        (np.zeros(10, np.float32), 3_999, "4000 to 384000 Hz, found 3999"),
+        (np.zeros(10, np.float32), 384_001, "4000 to 384000 Hz, found 384001"),
+        (np.zeros(10, np.float32), 0, "found 0"),
     ],
 )
 def test_bad_pcm(pcm: np.ndarray, rate_hz: int, message: str) -> None:
@@ -401,9 +402,9 @@ def test_the_format_is_fixed_by_the_first_push() -> None:
         _ = front_end.channels
     front_end.push(np.zeros((0, 2), np.float32), 48_000)
     assert (front_end.sample_rate_hz, front_end.channels) == (48_000, 2)
-    with pytest.raises(InputError, match="48000 Hz, 2 channels, got 44100 Hz, 2 channels"):
+    with pytest.raises(InputError, match="48000 Hz, 2 channels, found 44100 Hz, 2 channels"):
         front_end.push(noise(10, 2), 44_100)
-    with pytest.raises(InputError, match="48000 Hz, 2 channels, got 48000 Hz, 1 channels"):
+    with pytest.raises(InputError, match="48000 Hz, 2 channels, found 48000 Hz, 1 channels"):
         front_end.push(noise(10), 48_000)
     front_end.push(noise(48_000, 2), 48_000)
     front_end.end()
@@ -421,7 +422,7 @@ def test_what_was_released_or_has_not_come_is_refused() -> None:
         front_end.block_features(9)
     with pytest.raises(InputError, match="block 20: its audio is not there yet"):
         front_end.block_features(20)
-    with pytest.raises(InputError, match="expected 0 or more, got -1"):
+    with pytest.raises(InputError, match="expected 0 or more, found -1"):
         front_end.block_features(-1)
     assert np.array_equal(front_end.pcm(100, 110), front_end.pcm(100, 110))
     with pytest.raises(InputError, match="frame 99 was already released"):
@@ -435,12 +436,12 @@ def test_what_was_released_or_has_not_come_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"fps": 0}, "fps: expected 1 to 100, got 0"),
-        ({"fps": math.nan}, "got nan"),
-        ({"fps": 101}, "got 101"),
-        ({"fps": 20, "mode": "both"}, "expected 'stream' or 'whole', got 'both'"),
-        ({"fps": 20, "history_s": -1}, "history_s: expected 0 to 60, got -1"),
-        ({"fps": 20, "max_backlog_s": 15}, "expected ≥ 16, got 15"),
+        ({"fps": 0}, "fps: expected 1 to 100, found 0"),
+        ({"fps": math.nan}, "found nan"),
+        ({"fps": 101}, "found 101"),
+        ({"fps": 20, "mode": "both"}, "expected 'stream' or 'whole', found 'both'"),
+        ({"fps": 20, "history_s": -1}, "history_s: expected 0 to 60, found -1"),
+        ({"fps": 20, "max_backlog_s": 15}, "expected ≥ 16, found 15"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, object], message: str) -> None:

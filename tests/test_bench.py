@@ -357,7 +357,7 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["kernels", "--device", "cpu", "--only", "nothing"], "only: expected part of the name"),
         (["session", "--device", "cpu", "--minutes", "0.1"], "minutes: expected more than 0.14"),
-        (["block", "--device", "tpu"], "device: expected cpu or cuda:N, got 'tpu'"),
+        (["block", "--device", "tpu"], "device: expected cpu or cuda:N, found 'tpu'"),
         (["block", "--device", "cpu", "--precision", "fp7"], "precision: expected fp32"),
     ):
         assert command.main(arguments) == 2

@@ -20,7 +20,7 @@ def test_the_baseline_decodes_as_recorded(golden: Path, load_golden) -> None:
     outputs = load_golden("vae/outputs.safetensors")
     for block, latents in enumerate(latent.split([6, 8, 8], dim=1)):
         expected = outputs[f"decode_windowed_{block}"][0].clamp(-1, 1)
-        assert relative_error(plain.decode_block(latents), expected) < 1e-5
+        assert relative_error(plain.decode_video(latents), expected) < 1e-5
 
 
 def test_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

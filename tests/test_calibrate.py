@@ -20,10 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from liveact import _core
-from liveact.calibrate import Calibration, Conditioning, calibrate, conditioning
+from liveact.blocks import audio_rows
+from liveact.checkpoint.layout import DIT_STEM
+from liveact.commands.calibrate import Calibration, calibrate
+from liveact.commands.conditioning import Conditioning, conditioning
 from liveact.device import kernels
-from liveact.dit.dit import WEIGHTS_STEM, Dit, audio_rows, open_weights
+from liveact.dit.dit import Dit
 from liveact.dit.precision import PRODUCTS, PrecisionPolicy
+from liveact.dit.weights import open_weights
 from liveact.errors import InputError
 from tests.cuda.fake import FakeCuda
 from tests.cuda.small import AUDIO_DIM, IMAGE_DIM, core_config, random_weights
@@ -61,9 +65,9 @@ def changed(golden: Path, tmp_path: Path) -> Callable[[Change], Path]:
         directory = tmp_path / "changed"
         directory.mkdir()
         shutil.copy(golden / "dit" / "config.json", directory)
-        tensors = load_file(golden / "dit" / f"{WEIGHTS_STEM}.safetensors")
+        tensors = load_file(golden / "dit" / f"{DIT_STEM}.safetensors")
         change(tensors)
-        save_file(tensors, directory / f"{WEIGHTS_STEM}.safetensors")
+        save_file(tensors, directory / f"{DIT_STEM}.safetensors")
         return directory
 
     return make
@@ -127,7 +131,7 @@ def test_an_error_is_what_torch_says(
 
     directory = changed(change)
     found = calibrate(directory, _core.open_cpu(), recorded).policy.layers[1]["cross_q"].error
-    weight = load_file(directory / f"{WEIGHTS_STEM}.safetensors")[name].float()
+    weight = load_file(directory / f"{DIT_STEM}.safetensors")[name].float()
     scale = weight.abs().amax(1, keepdim=True) / 448
     rounded = ((weight / scale).to(torch.float8_e4m3fn).float() * scale).bfloat16().float()
     expected = (rounded - weight)[:, column].norm() / weight[:, column].norm()
@@ -295,7 +299,7 @@ def test_the_command_line(run: Run, tmp_path: Path) -> None:
     ("options", "expected"),
     [
         (["--size=33x32"], "16"),
-        (["--blocks=0"], "blocks: expected 1 to 1000, got 0"),
+        (["--blocks=0"], "blocks: expected 1 to 1000, found 0"),
         (["--threshold=0"], "threshold: expected more than 0"),
         (["--threshold=nan"], "threshold: expected more than 0"),
         (["--audio=no.wav"], "no.wav: expected"),

@@ -25,10 +25,9 @@ from liveact.checkpoint.tensors import (
     load_pth,
     open_tensor_file,
     open_tensors,
-    read_json,
-    read_size,
 )
 from liveact.errors import InputError
+from liveact.files import read_json, read_size
 
 # torch warns about pickles of unusual protocols before it refuses them.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -19,7 +19,7 @@ import pytest
 from cli_helpers import Run, generate, refused, run, wav
 from pipeline_helpers import ONE_THREAD, PORTRAIT, demo_checkpoint, speech, write_wav
 
-from liveact.generate import Edit
+from liveact.commands.generate import Edit
 from liveact.session.session import Session
 
 DIT_FILE = "diffusion_pytorch_model.safetensors"
@@ -233,7 +233,7 @@ def test_an_older_video_survives_a_failure(run: Run, tmp_path: Path, wav: Path) 
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     wav = write_wav(tmp_path / "long.wav", speech(90.0))
     process = subprocess.Popen(
-        [sys.executable, "-m", "liveact.cli", *generate(wav, tmp_path)],
+        [sys.executable, "-m", "liveact", *generate(wav, tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -251,7 +251,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_reader_that_goes_away_ends_it(tmp_path: Path, wav: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "liveact.cli", *generate(wav, tmp_path)],
+        [sys.executable, "-m", "liveact", *generate(wav, tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -303,7 +303,7 @@ def test_inspect_refuses_bad_options(run: Run, arguments: list[str]) -> None:
 def test_output_that_cannot_show_unicode_is_no_error() -> None:
     environment = ONE_THREAD | {"PYTHONIOENCODING": "ascii"}
     result = subprocess.run(
-        [sys.executable, "-m", "liveact.cli", "inspect", str(demo_checkpoint())],
+        [sys.executable, "-m", "liveact", "inspect", str(demo_checkpoint())],
         capture_output=True,
         env=environment,
         timeout=60,

@@ -20,13 +20,15 @@ from pipeline_helpers import ONE_THREAD, demo_checkpoint
 from safetensors.torch import load_file, save_file
 
 from liveact import _core
-from liveact import convert as convert_module
+from liveact.checkpoint.layout import DIT_STEM
 from liveact.checkpoint.random import random_checkpoint
 from liveact.checkpoint.tensors import open_tensors
-from liveact.convert import convert
+from liveact.commands import convert as convert_module
+from liveact.commands.convert import convert
 from liveact.device.devices import open_devices
-from liveact.dit.dit import WEIGHTS_STEM, Dit, product_weights
+from liveact.dit.dit import Dit
 from liveact.dit.precision import Precision, PrecisionPolicy, converted_precision
+from liveact.dit.weights import product_weights
 from liveact.errors import InputError
 from tests.test_dit import denoise, open_stream
 from tests.test_precision import ALL, NUM_LAYERS, policy, two_blocks
@@ -52,8 +54,8 @@ def blocks_of(directory: Path, precision: Precision) -> torch.Tensor:
 
 
 def test_products_are_fp8_and_the_rest_keeps_its_bytes(converted: Path) -> None:
-    before = load_file(demo_checkpoint() / f"{WEIGHTS_STEM}.safetensors")
-    after = open_tensors(converted, WEIGHTS_STEM)
+    before = load_file(demo_checkpoint() / f"{DIT_STEM}.safetensors")
+    after = open_tensors(converted, DIT_STEM)
     products = product_weights(NUM_LAYERS)
     assert set(after) == set(before) | {f"{name}_scale" for name in products}
     for name, tensor in before.items():
@@ -85,13 +87,13 @@ def test_the_record_says_what_was_done(converted: Path) -> None:
 @pytest.mark.parametrize("shard_bytes", [1, 300_000, 10**9])
 def test_shards_hold_what_fits(tmp_path: Path, shard_bytes: int, converted: Path) -> None:
     result = convert(demo_checkpoint(), tmp_path / "out", shard_bytes=shard_bytes)
-    shards = sorted((tmp_path / "out").glob(f"{WEIGHTS_STEM}-*.safetensors"))
+    shards = sorted((tmp_path / "out").glob(f"{DIT_STEM}-*.safetensors"))
     assert len(shards) == result.shards
-    index = json.loads((tmp_path / "out" / f"{WEIGHTS_STEM}.safetensors.index.json").read_text())
+    index = json.loads((tmp_path / "out" / f"{DIT_STEM}.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == result.bytes_after
     sizes = []
     for number, shard in enumerate(shards, 1):
-        assert shard.name == f"{WEIGHTS_STEM}-{number:05}-of-{len(shards):05}.safetensors"
+        assert shard.name == f"{DIT_STEM}-{number:05}-of-{len(shards):05}.safetensors"
         tensors = load_file(shard)  # the library's own reader
         assert all(index["weight_map"][name] == shard.name for name in tensors)
         assert all(f"{n}_scale" in tensors for n, t in tensors.items() if t.itemsize == 1)
@@ -112,7 +114,7 @@ def test_odd_sizes_are_aligned(tmp_path: Path) -> None:
     config = json.loads((demo_checkpoint() / "config.json").read_text()) | sizes
     (source / "config.json").write_text(json.dumps(config))
     weights = random_checkpoint(config, 0, audio_layers=1, audio_channels=3, clip_dim=5)
-    save_file(weights, source / f"{WEIGHTS_STEM}.safetensors")
+    save_file(weights, source / f"{DIT_STEM}.safetensors")
     out = tmp_path / "out"
     narrow = PrecisionPolicy(policy((0, "ffn_up")).layers[:1])  # 37 · 30 bytes, no multiple of 4
     assert convert(source, out, narrow).shards == 1
@@ -175,10 +177,10 @@ print(max(seen) - seen[0])
     # 40 layers of the demo checkpoint's size: 63 MB of bf16.
     raw = json.loads((demo_checkpoint() / "config.json").read_text()) | {"num_layers": 40}
     (source / "config.json").write_text(json.dumps(raw))
-    tensors = load_file(demo_checkpoint() / f"{WEIGHTS_STEM}.safetensors")
+    tensors = load_file(demo_checkpoint() / f"{DIT_STEM}.safetensors")
     layer = {n[len("blocks.0.") :]: t for n, t in tensors.items() if n.startswith("blocks.0.")}
     large = {f"blocks.{i}.{name}": t.clone() for i in range(40) for name, t in layer.items()}
-    save_file(tensors | large, source / f"{WEIGHTS_STEM}.safetensors")
+    save_file(tensors | large, source / f"{DIT_STEM}.safetensors")
     command = [sys.executable, "-c", script, str(source), str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD, check=False)
     assert result.returncode == 0, result.stderr
@@ -252,7 +254,7 @@ def test_a_wider_precision_is_refused(converted: Path, run: Run, wav: Path, tmp_
 @pytest.mark.parametrize(
     ("out", "precision", "expected"),
     [
-        ("new", "bf16", "precision: expected fp8 or a policy file to convert to, got bf16"),
+        ("new", "bf16", "precision: expected fp8 or a policy file to convert to, found bf16"),
         ("used", "fp8", "expected nothing or an empty directory, found other files in it"),
         ("file", "fp8", "expected nothing or an empty directory, found a file"),
         ("no/such", "fp8", "expected the directory .*no to exist"),
@@ -303,12 +305,12 @@ def test_what_breaks_halfway_leaves_nothing(
 
 def damage(directory: Path, change: Any) -> None:
     """Rewrites the only shard with `change(tensors)`."""
-    shard = next(directory.glob(f"{WEIGHTS_STEM}-*.safetensors"))
+    shard = next(directory.glob(f"{DIT_STEM}-*.safetensors"))
     tensors = load_file(shard)
     change(tensors)
     shard.unlink()
-    (directory / f"{WEIGHTS_STEM}.safetensors.index.json").unlink()
-    save_file(tensors, directory / f"{WEIGHTS_STEM}.safetensors")
+    (directory / f"{DIT_STEM}.safetensors.index.json").unlink()
+    save_file(tensors, directory / f"{DIT_STEM}.safetensors")
 
 
 SCALE = "blocks.1.ffn.2.weight_scale"

@@ -98,7 +98,7 @@ def test_generate_on_a_cuda_device(tmp_path: Path, compiled_kernels: Path) -> No
             frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
         return torch.from_numpy(np.stack(frames)).float(), done.stdout
 
-    cli = ["liveact.cli", "generate", "--device", "cpu", "--precision"]
+    cli = ["liveact", "generate", "--device", "cpu", "--precision"]
     exact, _ = generate("fp32.mp4", [*cli, "fp32"])
     cpu, _ = generate("fp8.mp4", [*cli, "fp8"])
     fake_cuda = ["tests.cuda.interpreted_generate", fake.path, str(compiled_kernels)]

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from liveact import _core
+from liveact.blocks import RELEASED_SLOTS
 from liveact.device import kernels
-from liveact.dit.dit import RELEASED_SLOTS, Dit, MemoryPolicy, product_weights
+from liveact.dit.dit import Dit, MemoryPolicy
+from liveact.dit.weights import product_weights
 from liveact.errors import DeviceError
 from tests.cuda.fake import FakeCuda
 from tests.cuda.small import core_config, random_weights

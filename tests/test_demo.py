@@ -11,14 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 from liveact import _core
-from liveact.checkpoint.demo import TEXT_FILE, VAE_FILE, write_demo_checkpoint
+from liveact.checkpoint.demo import write_demo_checkpoint
+from liveact.checkpoint.layout import TEXT_FILE, VAE_FILE
 from liveact.checkpoint.tensors import load_pth
 from liveact.dit.dit import Dit
 from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError
-from liveact.vae.vae import StreamingDecoder, WanVAE
+from liveact.vae.stream import VaeStream
+from liveact.vae.vae import Vae
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def test_blocks_stay_finite_and_of_order_one(demo: Path) -> None:
         rows = random(stream.audio_rows_of_next_block, dit.config.audio_dim)
         latent = stream.denoise(random(*shape), random(2, *shape), rows)
         assert 0.3 < latent.std() < 3
-    frames = torch.cat(list(StreamingDecoder(WanVAE.load(demo / VAE_FILE)).decode_block(latent)), 1)
+    frames = torch.cat(list(VaeStream(Vae.load(demo / VAE_FILE)).decode_video(latent)), 1)
     assert frames.std() > 0.1, "the picture must be more than grey"
     assert (frames.abs() > 1).float().mean() < 0.5, "and not saturated"
 

@@ -13,10 +13,13 @@ from torch import Tensor
 
 from benchmarks.plain_torch import audio_rows as plain_audio_rows
 from liveact import _core
+from liveact.blocks import audio_rows
+from liveact.checkpoint.layout import DIT_STEM
 from liveact.checkpoint.random import random_checkpoint
 from liveact.checkpoint.tensors import open_tensors
 from liveact.device.devices import open_devices, parse_device
-from liveact.dit.dit import WEIGHTS_STEM, Dit, DitStream, MemoryPolicy, audio_rows, read_config
+from liveact.dit.dit import Dit, DitStream, MemoryPolicy
+from liveact.dit.weights import read_config
 from liveact.errors import DeviceError, InputError, LiveActError, SessionError
 
 AUDIO_DIM = 192
@@ -172,7 +175,7 @@ def test_audio_rows(features: int) -> None:
 
 
 def test_sizes_are_read_from_the_configuration_and_the_tensors(tmp_path: Path) -> None:
-    tensors = open_tensors(demo_checkpoint(), WEIGHTS_STEM)
+    tensors = open_tensors(demo_checkpoint(), DIT_STEM)
     config = read_config(demo_checkpoint() / "config.json", tensors)
     assert (config.dim, config.num_heads, config.num_layers) == (256, 2, 2)
     assert (config.audio_dim, config.image_dim, config.freq_dim) == (AUDIO_DIM, 64, 256)

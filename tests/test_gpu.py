@@ -14,10 +14,13 @@ import pytest
 import torch
 
 from liveact import _core
+from liveact.blocks import audio_rows
+from liveact.checkpoint.layout import DIT_STEM
 from liveact.checkpoint.tensors import open_tensors
 from liveact.device import kernels
 from liveact.device.devices import cublaslt_library, cuda_obstacle
-from liveact.dit.dit import WEIGHTS_STEM, Dit, DitStream, MemoryPolicy, audio_rows, read_config
+from liveact.dit.dit import Dit, DitStream, MemoryPolicy
+from liveact.dit.weights import read_config
 from tests.conftest import REPOSITORY, relative_error
 from tests.cuda import independent
 
@@ -43,7 +46,7 @@ def recorded(load_golden: Any) -> dict[str, torch.Tensor]:
 
 
 def load_dit(golden: Any, device: _core.Device, precision: str) -> Dit:
-    tensors = open_tensors(golden / "dit", WEIGHTS_STEM)
+    tensors = open_tensors(golden / "dit", DIT_STEM)
     return Dit(device, read_config(golden / "dit" / "config.json", tensors), tensors, precision)
 
 

@@ -16,8 +16,9 @@ from liveact import _core
 from liveact.device import kernels
 from liveact.device.devices import cublaslt_library, cuda_obstacle, torch_cuda_obstacle
 from liveact.vae.ops import KernelOps, Pending, TorchOps
-from liveact.vae.stream import Call, RecordedCall
-from liveact.vae.vae import StreamingDecoder, WanVAE, to_uint8
+from liveact.vae.queue import Call, RecordedCall
+from liveact.vae.stream import VaeStream
+from liveact.vae.vae import Vae, to_uint8
 from tests.conftest import relative_error
 
 pytestmark = pytest.mark.gpu
@@ -38,8 +39,8 @@ def path(golden: Path) -> Path:
 
 
 @pytest.fixture
-def vae(path: Path, launch: Any) -> WanVAE:
-    return WanVAE.load(path, DEVICE, launch)
+def vae(path: Path, launch: Any) -> Vae:
+    return Vae.load(path, DEVICE, launch)
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +91,13 @@ def test_decodes_as_recorded(vae, path, latent, load_golden, frames_per_call: in
     """At most twice the error of the same layers in bf16 by torch on the CPU."""
     expected = load_golden("vae/outputs.safetensors")["decode_stream"][0, :, :21]
 
-    def error(decoder: StreamingDecoder) -> float:
-        video = torch.cat([piece.cpu() for piece in decoder.decode_block(latent[:, :6])], dim=1)
+    def error(decoder: VaeStream) -> float:
+        video = torch.cat([piece.cpu() for piece in decoder.decode_video(latent[:, :6])], dim=1)
         return relative_error(video, expected)
 
-    plain = WanVAE.load(path)
+    plain = Vae.load(path)
     plain._decoder_ops = TorchOps(torch.bfloat16)
-    assert error(StreamingDecoder(vae, frames_per_call)) < 2 * error(StreamingDecoder(plain))
+    assert error(vae.open_stream(frames_per_call)) < 2 * error(plain.open_stream())
 
 
 def test_encodes_as_recorded(vae, load_golden) -> None:
@@ -107,29 +108,29 @@ def test_encodes_as_recorded(vae, load_golden) -> None:
     assert relative_error(vae.encode(padded).cpu(), outputs["encode_padded_image"]) < 1e-5
 
 
-def pictures(decoder: StreamingDecoder, latent: torch.Tensor) -> npt.NDArray[np.uint8]:
+def pictures(decoder: VaeStream, latent: torch.Tensor) -> npt.NDArray[np.uint8]:
     blocks = latent.split([6, 8, 8], dim=1)
-    return np.concatenate([p for block in blocks for p in decoder.decode_pictures(block)])
+    return np.concatenate([p for block in blocks for p in decoder.decode(block)])
 
 
 def test_a_graph_gives_the_same_pictures(vae, latent, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded = pictures(StreamingDecoder(vae), latent)
+    recorded = pictures(vae.open_stream(), latent)
 
     def unrecorded(self: RecordedCall, part: torch.Tensor, call: Call) -> torch.Tensor:
         self._latents.copy_(part)
         return call(self._latents)
 
     monkeypatch.setattr(RecordedCall, "__call__", unrecorded)
-    assert (pictures(StreamingDecoder(vae), latent) == recorded).all()
+    assert (pictures(vae.open_stream(), latent) == recorded).all()
 
 
 def test_streams_do_not_mix(vae, latent) -> None:
     """Two sessions decode at once, in threads of their own, as each does alone."""
-    alone = [pictures(StreamingDecoder(vae), x) for x in (latent, latent.flip(1))]
+    alone = [pictures(vae.open_stream(), x) for x in (latent, latent.flip(1))]
     found: dict[int, npt.NDArray[np.uint8]] = {}
 
     def decode(index: int, x: torch.Tensor) -> None:
-        found[index] = pictures(StreamingDecoder(vae), x)
+        found[index] = pictures(vae.open_stream(), x)
 
     threads = [
         threading.Thread(target=decode, args=(i, x)) for i, x in enumerate((latent, latent.flip(1)))
@@ -142,21 +143,21 @@ def test_streams_do_not_mix(vae, latent) -> None:
 
 
 def test_memory_stays(vae, latent) -> None:
-    decoder = StreamingDecoder(vae)
+    decoder = vae.open_stream()
     for _ in range(4):
-        list(decoder.decode_pictures(latent[:, :8]))
+        list(decoder.decode(latent[:, :8]))
     torch.cuda.synchronize()
     before = torch.cuda.memory_reserved()
     for _ in range(100):
-        list(decoder.decode_pictures(latent[:, :8]))
+        list(decoder.decode(latent[:, :8]))
     torch.cuda.synchronize()
     assert torch.cuda.memory_reserved() == before
 
 
 def test_a_saved_stream_goes_on(vae, latent) -> None:
-    decoder, other = StreamingDecoder(vae), StreamingDecoder(vae)
-    list(decoder.decode_pictures(latent[:, :4]))
+    decoder, other = vae.open_stream(), vae.open_stream()
+    list(decoder.decode(latent[:, :4]))
     saved = decoder.state.save()
-    expected = np.concatenate(list(decoder.decode_pictures(latent[:, 4:8])))
+    expected = np.concatenate(list(decoder.decode(latent[:, 4:8])))
     other.state.restore(saved)
-    assert (np.concatenate(list(other.decode_pictures(latent[:, 4:8]))) == expected).all()
+    assert (np.concatenate(list(other.decode(latent[:, 4:8]))) == expected).all()

@@ -28,8 +28,9 @@ from session_helpers import (
 
 from liveact.engine import Engine
 from liveact.errors import InputError, SessionError
+from liveact.session.chunk import Chunk
 from liveact.session.session import Session
-from liveact.session.workers import CHUNK_QUEUE_LENGTH, Chunk
+from liveact.session.state import CHUNK_QUEUE_LENGTH
 
 __all__ = ["engine", "nothing_is_left"]  # fixtures
 
@@ -99,7 +100,7 @@ def test_interrupt_while_a_worker_works(engine: Engine, where: str, block: int) 
         target, name = {
             "encoder": (audio, "block_features"),
             "denoise": (stream_of(session), "denoise"),
-            "decode": (decoder_of(session), "decode_pictures"),
+            "decode": (decoder_of(session), "decode"),
             "pcm": (audio, "pcm"),
         }[where]
         gate = Gate(target, name)

@@ -13,8 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from liveact.blocks import check_size
 from liveact.errors import InputError
-from liveact.media import AudioFile, Mp4Writer, check_size, open_audio, read_image
+from liveact.media.image import read_image
+from liveact.media.mp4 import Mp4Writer
+from liveact.media.sound import AudioFile, open_audio
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -101,10 +104,10 @@ def test_bad_images(tmp_path: Path) -> None:
         content[16:24] = side.to_bytes(4, "big") * 2  # width and height in the header
         content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=rf"{name}: .*(got {side}×{side}|exceeds limit)"):
+        with pytest.raises(InputError, match=rf"{name}: .*(found {side}×{side}|exceeds limit)"):
             read_image(tmp_path / name, (64, 64))
     Image.new("L", (20_000, 2)).save(tmp_path / "strip.png")
-    with pytest.raises(InputError, match="got 5120000×512"):
+    with pytest.raises(InputError, match="found 5120000×512"):
         read_image(tmp_path / "strip.png", (512, 512))
     Image.new("I;16", (64, 64)).save(tmp_path / "deep.png")
     with pytest.raises(InputError, match="8 bits per channel"):
@@ -115,7 +118,7 @@ def test_sizes() -> None:
     for good in ((512, 512), (720, 416), (32, 2048)):
         check_size(*good)
     for bad in ((512, 510), (16, 512), (0, 512), (2064, 512), (-512, 512)):
-        with pytest.raises(InputError, match=f"multiples of 16 .* got {bad[0]}×{bad[1]}"):
+        with pytest.raises(InputError, match=f"multiples of 16 .* found {bad[0]}×{bad[1]}"):
             check_size(*bad)
 
 
@@ -183,7 +186,7 @@ def test_the_sound_of_a_film(tmp_path: Path) -> None:
         stream = container.add_stream("libx264", rate=20, width=32, height=32, pix_fmt="yuv420p")
         container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
         container.mux(stream.encode(None))
-    with pytest.raises(InputError, match=r"silent\.mp4: expected a sound track, got none"):
+    with pytest.raises(InputError, match=r"silent\.mp4: expected a sound track, found none"):
         open_audio(tmp_path / "silent.mp4")
 
 
@@ -193,13 +196,13 @@ def test_bad_audio(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Is a directory"):
         open_audio(tmp_path)
     (tmp_path / "noise.wav").write_bytes(np.random.default_rng(0).bytes(5_000))
-    with pytest.raises(InputError, match=r"noise\.wav: expected an audio file, got Invalid data"):
+    with pytest.raises(InputError, match=r"noise\.wav: expected an audio file, found Invalid data"):
         open_audio(tmp_path / "noise.wav")
     with wave.open(str(tmp_path / "zero.wav"), "wb") as file:
         file.setparams((2, 2, 44_100, 0, "NONE", ""))
-    with pytest.raises(InputError, match=r"zero\.wav: expected audio, got 0 samples"):
+    with pytest.raises(InputError, match=r"zero\.wav: expected audio, found 0 samples"):
         open_audio(tmp_path / "zero.wav")
-    with pytest.raises(InputError, match=r"portrait\.png: expected a sound track, got none"):
+    with pytest.raises(InputError, match=r"portrait\.png: expected a sound track, found none"):
         open_audio(EXAMPLES / "portrait.png")
 
 
@@ -216,7 +219,7 @@ def test_truncated_audio(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.flac")) as container:
         positions = [packet.pos for packet in container.demux(audio=0) if packet.pos is not None]
     (tmp_path / "a.flac").write_bytes((tmp_path / "a.flac").read_bytes()[: positions[10]])
-    with pytest.raises(InputError, match=r"a\.flac: truncated, expected 2\.0 s, got 1\.0 s"):
+    with pytest.raises(InputError, match=r"a\.flac: truncated, expected 2\.0 s, found 1\.0 s"):
         decode(open_audio(tmp_path / "a.flac"))
     # An index in front, so that the cut file opens.
     with Mp4Writer(tmp_path / "film.mp4", 32, 32, 20, 44_100, 2) as writer:
@@ -386,20 +389,20 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 def test_bad_frames_and_sound(tmp_path: Path) -> None:
     frames, pcm = np.zeros((1, 32, 64, 3), np.uint8), np.zeros((10, 2), np.float32)
     with Mp4Writer(tmp_path / "a.mp4", 64, 32, 20, 48_000, 2) as writer:
-        with pytest.raises(InputError, match=r"frames uint8 \[n, 32, 64, 3\], got float32"):
+        with pytest.raises(InputError, match=r"frames uint8 \[n, 32, 64, 3\], found float32"):
             writer.write(frames.astype(np.float32), pcm)
-        with pytest.raises(InputError, match=r"got uint8 \[1, 64, 32, 3\]"):
+        with pytest.raises(InputError, match=r"found uint8 \[1, 64, 32, 3\]"):
             writer.write(frames.reshape(1, 64, 32, 3), pcm)
-        with pytest.raises(InputError, match=r"pcm float32 \[m, 2\], got float32 \[10, 1\]"):
+        with pytest.raises(InputError, match=r"pcm float32 \[m, 2\], found float32 \[10, 1\]"):
             writer.write(frames, pcm[:, :1])
-        with pytest.raises(InputError, match="got int16"):
+        with pytest.raises(InputError, match="found int16"):
             writer.write(frames, pcm.astype(np.int16))
         writer.write(frames, pcm)
-    with pytest.raises(InputError, match="even sides, got 63×32"):
+    with pytest.raises(InputError, match="even sides, found 63×32"):
         Mp4Writer(tmp_path / "b.mp4", 63, 32, 20, 48_000, 2)
-    with pytest.raises(InputError, match="fps: expected 1 to 100, got 0"):
+    with pytest.raises(InputError, match="fps: expected 1 to 100, found 0"):
         Mp4Writer(tmp_path / "b.mp4", 64, 32, 0, 48_000, 2)
-    with pytest.raises(InputError, match="expected sound, got 48000 Hz, 0 channels"):
+    with pytest.raises(InputError, match="expected sound, found 48000 Hz, 0 channels"):
         Mp4Writer(tmp_path / "b.mp4", 64, 32, 20, 48_000, 0)
 
 

@@ -10,7 +10,7 @@ import torch
 from session_helpers import engine as engine
 from session_helpers import open_session
 
-from liveact.engine import _CACHED_PICTURES, Engine
+from liveact.engine import CACHED_PICTURES, Engine
 
 
 @pytest.fixture
@@ -61,18 +61,18 @@ def test_the_condition_is_the_mask_and_the_encoded_picture(engine, encodes):
 
 
 def test_the_last_pictures_are_kept(engine, encodes):
-    pictures = [torch.full((3, 32, 32), i / 16) for i in range(_CACHED_PICTURES + 1)]
+    pictures = [torch.full((3, 32, 32), i / 16) for i in range(CACHED_PICTURES + 1)]
     first = engine.encode_picture(pictures[0])
     for picture in pictures[:-1]:
         engine.encode_picture(picture)
     engine.encode_picture(pictures[0])  # now the latest
-    assert len(encodes) == _CACHED_PICTURES
+    assert len(encodes) == CACHED_PICTURES
     engine.encode_picture(pictures[-1])  # takes the place of 1
-    assert len(engine._pictures._entries) == _CACHED_PICTURES
+    assert len(engine._pictures._entries) == CACHED_PICTURES
     assert engine.encode_picture(pictures[0]) is first
-    assert len(encodes) == _CACHED_PICTURES + 1
+    assert len(encodes) == CACHED_PICTURES + 1
     engine.encode_picture(pictures[1])
-    assert len(encodes) == _CACHED_PICTURES + 2
+    assert len(encodes) == CACHED_PICTURES + 2
 
 
 @pytest.mark.parametrize("vae_decode", ["streaming", "windowed"])
@@ -80,7 +80,7 @@ def test_a_closed_session_holds_no_memory_of_the_decoder(engine, vae_decode):
     session = open_session(engine, vae_decode=vae_decode)
     decoder: Any = session._workers._decoder
     state = decoder.state if vae_decode == "streaming" else decoder._state
-    next(iter(decoder.decode_pictures(torch.zeros(16, 1, 4, 4))))
-    assert state.size_bytes == engine.vae.decoder_bytes((4, 4))
+    next(iter(decoder.decode(torch.zeros(16, 1, 4, 4))))
+    assert state.size_bytes == engine.vae.stream_bytes((4, 4))
     session.close()
     assert state.size_bytes == 0

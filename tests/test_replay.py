@@ -18,7 +18,7 @@ from pipeline_helpers import demo_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from liveact import cli
+from liveact.commands import cli
 from tests.conftest import relative_error
 
 Load = Callable[[str], dict[str, Tensor]]

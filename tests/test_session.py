@@ -43,7 +43,7 @@ from session_helpers import (
 
 from liveact.engine import Engine
 from liveact.errors import InputError, SessionError
-from liveact.session.workers import CHUNK_QUEUE_LENGTH, PromptEdit
+from liveact.session.state import CHUNK_QUEUE_LENGTH, PromptEdit
 
 __all__ = ["engine", "nothing_is_left"]  # fixtures
 
@@ -272,7 +272,7 @@ def test_close_while_a_worker_works(engine: Engine, where: str) -> None:
     target, name = {
         "encoder": (session._state.utterance.audio, "block_features"),
         "denoise": (stream_of(session), "denoise"),
-        "decode": (decoder_of(session), "decode_pictures"),
+        "decode": (decoder_of(session), "decode"),
     }[where]
     gate = Gate(target, name)
     session.push_audio(speech(8.0), RATE_HZ)
@@ -342,7 +342,7 @@ def test_an_error_of_a_worker_reaches_the_caller(engine: Engine, where: str) -> 
             session._state.utterance.audio._encoder = type("Broken", (), {"encode": fail})()
         else:
             target = decoder_of(session) if where == "decode" else stream_of(session)
-            name = {"decode": "decode_pictures", "prompt": "set_prompt"}.get(where, "denoise")
+            name = {"decode": "decode", "prompt": "set_prompt"}.get(where, "denoise")
             setattr(target, name, fail)
         for one in (session, other):
             one.push_audio(speech(2.0), RATE_HZ)

@@ -18,7 +18,9 @@ from liveact.checkpoint.tensors import PthTensors, load_pth
 from liveact.errors import InputError
 from liveact.vae.ops import TorchOps
 from liveact.vae.state import EncoderState
-from liveact.vae.vae import StreamingDecoder, WanVAE, WindowedDecoder, to_uint8
+from liveact.vae.stream import VaeStream
+from liveact.vae.vae import Vae, to_uint8
+from liveact.vae.windowed import WindowedVaeStream
 from tests.conftest import relative_error
 
 # fp32 results agree with the recordings to about this (golden/README.md).
@@ -35,8 +37,8 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def vae(golden) -> WanVAE:
-    return WanVAE.load(golden / "vae" / "Wan2.1_VAE.pth")
+def vae(golden) -> Vae:
+    return Vae.load(golden / "vae" / "Wan2.1_VAE.pth")
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +70,14 @@ def test_encodes_as_recorded(vae, inputs, outputs):
 
 
 def test_decodes_a_stream_as_recorded(vae, latent, outputs):
-    video = joined(StreamingDecoder(vae).decode_block(latent))
+    video = joined(vae.open_stream().decode_video(latent))
     assert relative_error(video, outputs["decode_stream"][0]) < TOLERANCE
 
 
 def test_decodes_windows_as_recorded(vae, latent, outputs):
-    decoder = WindowedDecoder(vae)
+    decoder = vae.open_stream(windowed=True)
     for block, latents in enumerate(latent.split([6, 8, 8], dim=1)):
-        video = joined(decoder.decode_block(latents))
+        video = joined(decoder.decode_video(latents))
         assert relative_error(video, outputs[f"decode_windowed_{block}"][0]) < TOLERANCE
 
 
@@ -88,61 +90,61 @@ def test_decodes_windows_as_recorded(vae, latent, outputs):
 @given(cuts=st.lists(st.integers(1, 3), min_size=1, max_size=6))
 def test_any_split_decodes_the_same(vae, latent, outputs, cuts):
     latents = latent[:, : sum(cuts)]
-    decoder = StreamingDecoder(vae)
-    pieces = [list(decoder.decode_block(block)) for block in latents.split(cuts, dim=1)]
+    decoder = vae.open_stream()
+    pieces = [list(decoder.decode_video(block)) for block in latents.split(cuts, dim=1)]
     assert [len(block) for block in pieces] == cuts
-    whole = list(StreamingDecoder(vae).decode_block(latents))
+    whole = list(vae.open_stream().decode_video(latents))
     flat = [piece for block in pieces for piece in block]
     assert [piece.shape[1] for piece in flat] == [1, *[4] * (sum(cuts) - 1)]
     assert all(torch.equal(a, b) for a, b in zip(flat, whole, strict=True))
 
 
 def test_streams_do_not_mix(vae, latent):
-    a, b = StreamingDecoder(vae), StreamingDecoder(vae)
+    a, b = vae.open_stream(), vae.open_stream()
     flipped = latent.flip(1)
-    mixed = zip(a.decode_block(latent[:, :3]), b.decode_block(flipped[:, :3]), strict=True)
+    mixed = zip(a.decode_video(latent[:, :3]), b.decode_video(flipped[:, :3]), strict=True)
     first, second = (list(pieces) for pieces in zip(*mixed, strict=True))
-    assert torch.equal(joined(first), joined(StreamingDecoder(vae).decode_block(latent[:, :3])))
-    assert torch.equal(joined(second), joined(StreamingDecoder(vae).decode_block(flipped[:, :3])))
+    assert torch.equal(joined(first), joined(vae.open_stream().decode_video(latent[:, :3])))
+    assert torch.equal(joined(second), joined(vae.open_stream().decode_video(flipped[:, :3])))
 
 
 def test_pieces_come_one_by_one(vae, latent):
     """Taking two of three pieces moves the state two frames on, not three."""
-    state = vae.open_decoder()
+    state = vae.open_stream()
     pieces = vae.decode(latent[:, :3], state)
     taken = [next(pieces), next(pieces)]
     taken += vae.decode(latent[:, 2:3], state)
-    assert torch.equal(joined(taken), joined(vae.decode(latent[:, :3], vae.open_decoder())))
+    assert torch.equal(joined(taken), joined(vae.decode(latent[:, :3], vae.open_stream())))
 
 
-@pytest.mark.parametrize("decoder_type", [StreamingDecoder, WindowedDecoder])
+@pytest.mark.parametrize("decoder_type", [VaeStream, WindowedVaeStream])
 def test_reset_starts_a_new_video(vae, latent, decoder_type):
     decoder = decoder_type(vae)
-    first = joined(decoder.decode_block(latent[:, :2]))
-    again = joined(decoder.decode_block(latent[:, :2]))
+    first = joined(decoder.decode_video(latent[:, :2]))
+    again = joined(decoder.decode_video(latent[:, :2]))
     assert again.shape[1] == 8 and first.shape[1] == 5
     decoder.reset()
-    assert torch.equal(joined(decoder.decode_block(latent[:, :2])), first)
+    assert torch.equal(joined(decoder.decode_video(latent[:, :2])), first)
     decoder.reset()
-    assert joined(decoder.decode_block(latent[:, :1, :2, :2])).shape == (3, 1, 16, 16)
+    assert joined(decoder.decode_video(latent[:, :1, :2, :2])).shape == (3, 1, 16, 16)
 
 
 def test_memory_does_not_grow(vae, latent):
-    decoder = StreamingDecoder(vae)
+    decoder = vae.open_stream()
     before = None
-    for _ in decoder.decode_block(latent[:, :6]):
-        assert decoder.state.size_bytes == vae.decoder_bytes((4, 6))
+    for _ in decoder.decode_video(latent[:, :6]):
+        assert decoder.size_bytes == vae.stream_bytes((4, 6))
         before = before or {b.data_ptr() for b in decoder.state._buffers.values()}
         assert {b.data_ptr() for b in decoder.state._buffers.values()} == before
     decoder.reset()
-    list(decoder.decode_block(latent[:, :2]))
+    list(decoder.decode_video(latent[:, :2]))
     assert {b.data_ptr() for b in decoder.state._buffers.values()} == before
 
 
 @pytest.mark.parametrize("frames_per_call", [2, 3, 8])
 def test_frames_per_call_change_nothing(vae, latent, outputs, frames_per_call):
-    decoder = StreamingDecoder(vae, frames_per_call)
-    pieces = [list(decoder.decode_block(block)) for block in latent.split([6, 8, 8], dim=1)]
+    decoder = vae.open_stream(frames_per_call)
+    pieces = [list(decoder.decode_video(block)) for block in latent.split([6, 8, 8], dim=1)]
     later = [min(frames_per_call, left) for left in range(8, 0, -frames_per_call)]
     assert [[piece.shape[1] for piece in block] for block in pieces[1:]] == 2 * [
         [4 * t for t in later]
@@ -150,33 +152,33 @@ def test_frames_per_call_change_nothing(vae, latent, outputs, frames_per_call):
     assert pieces[0][0].shape[1] == 1
     video = joined(piece for block in pieces for piece in block)
     assert relative_error(video, outputs["decode_stream"][0]) < TOLERANCE
-    assert decoder.state.size_bytes == vae.decoder_bytes((4, 6), frames_per_call)
+    assert decoder.size_bytes == vae.stream_bytes((4, 6), frames_per_call)
 
 
 @pytest.mark.parametrize("frames_per_call", [0, 9, -1])
 def test_wrong_frames_per_call_are_refused(vae, frames_per_call):
-    with pytest.raises(InputError, match=f"expected 1 to 8, got {frames_per_call}"):
-        StreamingDecoder(vae, frames_per_call)
+    with pytest.raises(InputError, match=f"expected 1 to 8, found {frames_per_call}"):
+        vae.open_stream(frames_per_call)
 
 
 @pytest.mark.parametrize("frames", [0, 1, 5])
 def test_a_saved_stream_goes_on(vae, latent, frames):
     """In another state, through a file, after the first one went elsewhere."""
-    decoder, other = StreamingDecoder(vae), StreamingDecoder(vae)
+    decoder, other = vae.open_stream(), vae.open_stream()
     if frames:
-        list(decoder.decode_block(latent[:, :frames]))
+        list(decoder.decode_video(latent[:, :frames]))
     file = io.BytesIO()
     torch.save(decoder.state.save(), file)
-    expected = joined(decoder.decode_block(latent[:, frames : frames + 2]))
+    expected = joined(decoder.decode_video(latent[:, frames : frames + 2]))
     file.seek(0)
-    list(other.decode_block(latent[:, 3:5]))
+    list(other.decode_video(latent[:, 3:5]))
     other.state.restore(torch.load(file))
-    assert torch.equal(joined(other.decode_block(latent[:, frames : frames + 2])), expected)
+    assert torch.equal(joined(other.decode_video(latent[:, frames : frames + 2])), expected)
 
 
 def test_a_state_of_another_vae_is_refused(vae, latent):
-    decoder = StreamingDecoder(vae)
-    list(decoder.decode_block(latent[:, :1]))
+    decoder = vae.open_stream()
+    list(decoder.decode_video(latent[:, :1]))
     saved = decoder.state.save()
     name, frames = next(iter(saved["past"].items()))
     saved["past"][name] = frames[..., :-1]
@@ -185,12 +187,12 @@ def test_a_state_of_another_vae_is_refused(vae, latent):
 
 
 def test_pictures_are_the_video(vae, latent):
-    video = list(StreamingDecoder(vae).decode_block(latent[:, :3]))
-    pictures = list(StreamingDecoder(vae).decode_pictures(latent[:, :3]))
+    video = list(vae.open_stream().decode_video(latent[:, :3]))
+    pictures = list(vae.open_stream().decode(latent[:, :3]))
     assert all(np.array_equal(p, to_uint8(v)) for p, v in zip(pictures, video, strict=True))
-    windowed = WindowedDecoder(vae)
+    windowed = vae.open_stream(windowed=True)
     for block in latent[:, :5].split([2, 3], dim=1):
-        pictures = list(windowed.decode_pictures(block))
+        pictures = list(windowed.decode(block))
         assert len(pictures) == block.shape[1]
     assert [len(p) for p in pictures] == [4, 4, 4]
 
@@ -260,7 +262,7 @@ def test_sizes_come_from_the_tensors(golden, vae):
     state = load_pth(golden / "vae" / "Wan2.1_VAE.pth")
     assert vae.parameter_count == sum(tensor.numel() for tensor in state.values())
     # The released width. 126 892 531 is the released model's count of parameters.
-    wide = WanVAE.from_tensors(widened(state, 12), "meta")
+    wide = Vae.from_tensors(widened(state, 12), "meta")
     assert wide.parameter_count == 126_892_531
 
 
@@ -317,7 +319,7 @@ def test_incomplete_checkpoint_is_refused(golden, tmp_path, change, message):
     change(state)
     torch.save(state, tmp_path / "vae.pth")
     with pytest.raises(InputError, match=re.escape(message)) as caught:
-        WanVAE.load(tmp_path / "vae.pth")
+        Vae.load(tmp_path / "vae.pth")
     assert str(tmp_path / "vae.pth") in str(caught.value)
 
 
@@ -332,15 +334,15 @@ def test_wrong_video_is_refused(vae, shape):
         vae.encode(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("decoder_type", [StreamingDecoder, WindowedDecoder])
+@pytest.mark.parametrize("decoder_type", [VaeStream, WindowedVaeStream])
 def test_wrong_latents_are_refused(vae, latent, decoder_type):
     decoder = decoder_type(vae)
     for wrong in (latent[:8], latent[:, :0], latent[None], latent[0, 0, 0]):
         with pytest.raises(InputError, match=re.escape(f"found {list(wrong.shape)}")):
-            decoder.decode_block(wrong)
-    list(decoder.decode_block(latent[:, :1]))
+            decoder.decode_video(wrong)
+    list(decoder.decode_video(latent[:, :1]))
     with pytest.raises(InputError, match=re.escape("(4, 6) as before, found (2, 6)")):
-        decoder.decode_block(latent[:, :1, :2])
+        decoder.decode_video(latent[:, :1, :2])
 
 
 def test_pictures_round_half_to_even_and_clamp():

@@ -14,7 +14,7 @@ from liveact.checkpoint.random import random_vae
 from liveact.checkpoint.tensors import PthTensors
 from liveact.device import kernels
 from liveact.errors import DeviceError
-from liveact.vae.vae import StreamingDecoder, WanVAE
+from liveact.vae.vae import Vae
 from tests.cuda.fake import FakeCuda
 
 STREAM = 0x4711
@@ -64,11 +64,11 @@ def test_launches_where_torch_works(launch: Any, monkeypatch: pytest.MonkeyPatch
 
 def test_a_decode_is_the_same_launches_frame_after_frame(launch: Any, fake: FakeCuda) -> None:
     """Two latent frames of the narrow decoder; what they compute is for the interpreter's tests."""
-    vae = WanVAE.from_tensors(PthTensors(random_vae(8, 0), Path("random")), "cpu", launch)
+    vae = Vae.from_tensors(PthTensors(random_vae(8, 0), Path("random")), "cpu", launch)
     latents = torch.randn(16, 3, 2, 4)
-    decoder = StreamingDecoder(vae)
+    decoder = vae.open_stream()
     per_frame = []
-    for _ in decoder.decode_pictures(latents):
+    for _ in decoder.decode(latents):
         per_frame.append([line for line in fake.log() if line.startswith("cuLaunchKernel ")])
         fake.clear()
     assert (

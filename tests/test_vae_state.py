@@ -22,16 +22,17 @@ from liveact.vae import ops as vae_ops
 from liveact.vae.layers import Encoder, FrameAttention
 from liveact.vae.ops import TorchOps
 from liveact.vae.state import CausalState, EncoderState
-from liveact.vae.stream import DecoderState
-from liveact.vae.vae import StreamingDecoder, WanVAE, WindowedDecoder
+from liveact.vae.stream import VaeStream
+from liveact.vae.vae import Vae
+from liveact.vae.windowed import WindowedVaeStream
 from tests.conftest import relative_error
 
 TENSORS = {name: tensor.float() for name, tensor in random_vae(8, 0).items()}
 
 
 @pytest.fixture
-def vae() -> WanVAE:
-    return WanVAE.from_tensors(PthTensors(TENSORS, Path("random")), "cpu")
+def vae() -> Vae:
+    return Vae.from_tensors(PthTensors(TENSORS, Path("random")), "cpu")
 
 
 def latents_of(frames: int, height: int = 2, width: int = 4) -> torch.Tensor:
@@ -39,8 +40,8 @@ def latents_of(frames: int, height: int = 2, width: int = 4) -> torch.Tensor:
     return torch.randn(16, frames, height, width, generator=generator)
 
 
-def video(decoder: StreamingDecoder | WindowedDecoder, latents: torch.Tensor) -> torch.Tensor:
-    return torch.cat(list(decoder.decode_block(latents)), dim=1)
+def video(decoder: VaeStream | WindowedVaeStream, latents: torch.Tensor) -> torch.Tensor:
+    return torch.cat(list(decoder.decode_video(latents)), dim=1)
 
 
 # ------------------------------------------------------------------------- sizes and formats
@@ -50,18 +51,18 @@ def video(decoder: StreamingDecoder | WindowedDecoder, latents: torch.Tensor) ->
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (5, 2)])
 def test_any_size_decodes_as_plain_pytorch(vae, size, frames_per_call):
     latents = latents_of(5, *size)
-    expected = PlainDecoder(TENSORS).decode_block(latents)
-    found = video(StreamingDecoder(vae, frames_per_call), latents).clamp(-1, 1)
+    expected = PlainDecoder(TENSORS).decode_video(latents)
+    found = video(vae.open_stream(frames_per_call), latents).clamp(-1, 1)
     assert relative_error(found, expected) < 1e-5  # fp32, as in test_vae.py
 
 
 def test_wide_convolutions_are_the_same(vae, monkeypatch):
     """Below 96 channels a CPU convolves frames side by side, above and on a GPU volumes."""
     latents = latents_of(3)
-    expected = video(StreamingDecoder(vae), latents)
+    expected = video(vae.open_stream(), latents)
     monkeypatch.setattr(vae_ops, "_WIDE_BELOW", 0)
     monkeypatch.setattr(vae_ops, "_WIDE_PIXELS", 0)
-    assert relative_error(video(StreamingDecoder(vae), latents), expected) < 1e-5
+    assert relative_error(video(vae.open_stream(), latents), expected) < 1e-5
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-9, 1.0])
@@ -74,16 +75,16 @@ def test_the_norm_takes_dark_pixels_as_they_are(scale):
 
 def test_latents_of_any_format_and_layout(vae):
     latents = latents_of(3).bfloat16().float()
-    expected = video(StreamingDecoder(vae), latents)
-    pictures = np.concatenate(list(StreamingDecoder(vae).decode_pictures(latents)))
+    expected = video(vae.open_stream(), latents)
+    pictures = np.concatenate(list(vae.open_stream().decode(latents)))
     for given in (
         latents.double(),
         latents.bfloat16(),
         latents.permute(3, 1, 2, 0).contiguous().permute(3, 1, 2, 0),
         latents.clone().requires_grad_(),
     ):
-        assert torch.equal(video(StreamingDecoder(vae), given), expected)
-        shown = np.concatenate(list(StreamingDecoder(vae).decode_pictures(given)))
+        assert torch.equal(video(vae.open_stream(), given), expected)
+        shown = np.concatenate(list(vae.open_stream().decode(given)))
         assert (shown == pictures).all()
 
 
@@ -112,8 +113,8 @@ def test_what_comes_after_a_pause_is_encoded(vae, monkeypatch):
 def test_after_a_failed_call_nothing_goes_on(vae, monkeypatch, before):
     """Some convolutions remember its frames and some do not: only a reset or a restore helps."""
     latents = latents_of(4)
-    expected = video(StreamingDecoder(vae), latents)
-    decoder = StreamingDecoder(vae)
+    expected = video(vae.open_stream(), latents)
+    decoder = vae.open_stream()
     if before:
         video(decoder, latents[:, :before])
     saved = decoder.state.save()
@@ -121,8 +122,8 @@ def test_after_a_failed_call_nothing_goes_on(vae, monkeypatch, before):
         with monkeypatch.context() as patched:
             patched.setattr(FrameAttention, "forward", fail)
             with pytest.raises(RuntimeError, match="out of luck"):
-                list(decoder.decode_block(latents[:, before:]))
-        for use in (decoder.decode_block, decoder.decode_pictures, lambda _: decoder.state.save()):
+                list(decoder.decode_video(latents[:, before:]))
+        for use in (decoder.decode_video, decoder.decode, lambda _: decoder.state.save()):
             with pytest.raises(LiveActError, match="expected a reset or restore after a failed"):
                 use(latents)
         recover()
@@ -135,14 +136,14 @@ def fail(*_: object) -> Any:
 
 def test_a_refused_state_changes_nothing(vae):
     latents = latents_of(3)
-    decoder, other = StreamingDecoder(vae), StreamingDecoder(vae)
+    decoder, other = vae.open_stream(), vae.open_stream()
     video(other, latents[:, :, :1])
     missing, added, wide = (other.state.save() for _ in range(3))
     name = next(iter(missing["past"]))
     del missing["past"][name]
     added["past"]["more"] = torch.zeros(2)
     wide["past"][name] = wide["past"][name].repeat(1, 1, 1, 2)
-    expected = video(StreamingDecoder(vae), latents)
+    expected = video(vae.open_stream(), latents)
     video(decoder, latents[:, :2])
     for saved in (missing, added, wide):
         with pytest.raises(InputError, match="decoder state: expected frames of shape"):
@@ -153,18 +154,18 @@ def test_a_refused_state_changes_nothing(vae):
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1)])
 def test_restores_with_another_number_of_frames_per_call(vae, before, after):
     latents = latents_of(7)
-    expected = video(StreamingDecoder(vae), latents)
-    first, second = StreamingDecoder(vae, before), StreamingDecoder(vae, after)
+    expected = video(vae.open_stream(), latents)
+    first, second = vae.open_stream(before), vae.open_stream(after)
     video(first, latents[:, :4])
     second.state.restore(first.state.save())
     assert relative_error(video(second, latents[:, 4:]), expected[:, 13:]) < 1e-5
-    first.state.restore(vae.open_decoder().save())  # of a stream that has not begun
+    first.state.restore(vae.open_stream().save())  # of a stream that has not begun
     assert relative_error(video(first, latents), expected) < 1e-5
 
 
 def test_a_reset_forgets_a_broken_stream(vae):
     """NaN stays in what is remembered until a reset."""
-    decoder = StreamingDecoder(vae)
+    decoder = vae.open_stream()
     expected = video(decoder, latents_of(3))
     decoder.reset()
     assert video(decoder, torch.full((16, 3, 2, 4), torch.nan)).isnan().all()
@@ -175,13 +176,13 @@ def test_a_reset_forgets_a_broken_stream(vae):
 # ------------------------------------------------------------------------------------ memory
 
 
-@pytest.mark.parametrize("decoder_type", [StreamingDecoder, WindowedDecoder])
+@pytest.mark.parametrize("decoder_type", [VaeStream, WindowedVaeStream])
 def test_close_frees_the_memory(vae, decoder_type):
     decoder = decoder_type(vae)
-    state: DecoderState = decoder.state if decoder_type is StreamingDecoder else decoder._state
+    state: VaeStream = decoder.state if decoder_type is VaeStream else decoder._state
     expected = video(decoder, latents_of(3))
-    assert state.size_bytes == vae.decoder_bytes((2, 4))
-    assert state.size_bytes == 2 * vae.decoder_bytes((2, 4), dtype=torch.bfloat16)
+    assert state.size_bytes == vae.stream_bytes((2, 4))
+    assert state.size_bytes == 2 * vae.stream_bytes((2, 4), dtype=torch.bfloat16)
     decoder.close()
     assert state.size_bytes == 0 and not state.recorded
     assert torch.equal(video(decoder, latents_of(3)), expected)
@@ -189,7 +190,7 @@ def test_close_frees_the_memory(vae, decoder_type):
 
 def test_a_window_keeps_three_latent_frames(vae):
     """And not what they were cut out of."""
-    decoder = WindowedDecoder(vae)
+    decoder = vae.open_stream(windowed=True)
     video(decoder, latents_of(8))
     assert decoder._context is not None
     assert torch.equal(decoder._context, latents_of(8)[:, 5:])
@@ -204,15 +205,15 @@ def test_another_size_frees_before_it_allocates(vae, monkeypatch):
         held.append(len(state._buffers))
         allocate(state, *arguments)
 
-    decoder = StreamingDecoder(vae)
+    decoder = vae.open_stream()
     video(decoder, latents_of(2))
     monkeypatch.setattr(CausalState, "allocate", watched)
     decoder.reset()
-    decoder.state.recorded[1] = fail  # a graph of the buffers that go
+    decoder._recorded[1] = fail  # a graph of the buffers that go
     other = latents_of(2, 3, 1)
-    assert torch.equal(video(decoder, other), video(StreamingDecoder(vae), other))
-    assert held[0] == 0 and not decoder.state.recorded
-    assert decoder.state.size_bytes == vae.decoder_bytes((3, 1))
+    assert torch.equal(video(decoder, other), video(vae.open_stream(), other))
+    assert held[0] == 0 and not decoder._recorded
+    assert decoder.size_bytes == vae.stream_bytes((3, 1))
 
 
 # ------------------------------------------------------------------------------ one at a time
@@ -246,11 +247,11 @@ class Turns(TorchDispatchMode):
 
 def test_memory_is_touched_in_turns(vae):
     """What is enqueued while another thread records a graph would become part of it."""
-    vae._queue = turns = Turns()
+    vae.queue = turns = Turns()
     latents = latents_of(3)
-    decoder = StreamingDecoder(vae)
+    decoder = vae.open_stream()
     with turns:
-        for _ in decoder.decode_block(latents):
+        for _ in decoder.decode_video(latents):
             assert not turns.held
         saved = decoder.state.save()
         decoder.state.restore(saved)

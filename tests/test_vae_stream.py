@@ -20,14 +20,15 @@ import torch
 
 from liveact.checkpoint.random import random_vae
 from liveact.checkpoint.tensors import PthTensors
-from liveact.vae.stream import DecodeQueue, RecordedCall
-from liveact.vae.vae import StreamingDecoder, WanVAE
+from liveact.vae.queue import DecodeQueue, RecordedCall
+from liveact.vae.stream import VaeStream
+from liveact.vae.vae import Vae
 
 LATENTS = torch.randn(16, 12, 2, 2, generator=torch.Generator().manual_seed(1))
 
 
-def load() -> WanVAE:
-    return WanVAE.from_tensors(PthTensors(random_vae(8, 0), Path("random")), "cpu")
+def load() -> Vae:
+    return Vae.from_tensors(PthTensors(random_vae(8, 0), Path("random")), "cpu")
 
 
 class FakeEvent:
@@ -47,7 +48,7 @@ def log() -> list[str]:
 
 
 @pytest.fixture
-def vae(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> WanVAE:
+def vae(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> Vae:
     """A VAE on the CPU that believes it has a GPU."""
 
     def stream(device: torch.device, priority: int) -> Any:
@@ -76,17 +77,17 @@ def vae(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> WanVAE:
     monkeypatch.setattr(torch, "empty", unpinned)
     monkeypatch.setattr(RecordedCall, "record", staticmethod(record))
     vae = load()
-    vae._queue = DecodeQueue(torch.device("cpu"))
+    vae.queue = DecodeQueue(torch.device("cpu"))
     return vae
 
 
-def pictures(decoder: StreamingDecoder, latents: torch.Tensor) -> np.ndarray:
-    return np.concatenate(list(decoder.decode_pictures(latents)))
+def pictures(decoder: VaeStream, latents: torch.Tensor) -> np.ndarray:
+    return np.concatenate(list(decoder.decode(latents)))
 
 
 @pytest.mark.parametrize("frames_per_call", [1, 2])
 def test_the_pictures_are_those_without_a_queue(vae, frames_per_call):
-    decoder, plain = (StreamingDecoder(v, frames_per_call) for v in (vae, load()))
+    decoder, plain = (v.open_stream(frames_per_call) for v in (vae, load()))
     for block in (*LATENTS.split([3, 5, 4], dim=1), LATENTS[:, :4].double()):
         assert (pictures(decoder, block) == pictures(plain, block)).all()
         saved, plain_saved = decoder.state.save(), plain.state.save()
@@ -95,7 +96,7 @@ def test_the_pictures_are_those_without_a_queue(vae, frames_per_call):
 
 def test_calls_warm_up_are_recorded_and_replayed(vae, log):
     """Each number of latent frames once per state; the first frame of a video never."""
-    decoder = StreamingDecoder(vae, 2)
+    decoder = vae.open_stream(2)
     pictures(decoder, LATENTS[:, :4])  # 1, 2, 1 frames
     assert "replay" not in log
     pictures(decoder, LATENTS[:, 4:8])
@@ -105,12 +106,12 @@ def test_calls_warm_up_are_recorded_and_replayed(vae, log):
     pictures(decoder, LATENTS[:, :4])
     assert [line for line in log if "re" in line] == ["replay", "record 1", "replay"]
     decoder.reset()
-    list(decoder.decode_pictures(LATENTS[:, :4, :1]))
-    assert not any(recorded._replay for recorded in decoder.state.recorded.values())
+    list(decoder.decode(LATENTS[:, :4, :1]))
+    assert not any(recorded._replay for recorded in decoder._recorded.values())
 
 
 def test_all_calls_are_enqueued_before_the_first_is_waited_for(vae, log):
-    pieces = StreamingDecoder(vae).decode_pictures(LATENTS[:, :3])
+    pieces = vae.open_stream().decode(LATENTS[:, :3])
     log.clear()
     first = next(pieces)
     assert log == ["turn", "copied", "copied", "record 1", "replay", "copied", "waited"]
@@ -137,7 +138,7 @@ def test_a_dropped_state_is_freed_at_once(vae, monkeypatch):
     monkeypatch.setattr(  # a graph holds addresses, no objects
         RecordedCall, "record", staticmethod(lambda call, given: (call(given), lambda: None))
     )
-    decoder = StreamingDecoder(vae)
+    decoder = vae.open_stream()
     pictures(decoder, LATENTS[:, :4])
     state = weakref.ref(decoder.state)
     gc.disable()
@@ -152,13 +153,13 @@ def test_a_dropped_state_is_freed_at_once(vae, monkeypatch):
 def test_nobody_works_on_the_stream_while_another_records(vae, monkeypatch, what):
     """What is enqueued on it then would become part of the graph."""
     recording, go_on, done = threading.Event(), threading.Event(), threading.Event()
-    decoder, other = StreamingDecoder(vae), StreamingDecoder(vae)
+    decoder, other = vae.open_stream(), vae.open_stream()
     pictures(decoder, LATENTS[:, :2])
     if what != "open":
         pictures(other, LATENTS[:, :1])
     saved = other.state.save()
     uses = {
-        "decode": lambda: list(other.decode_block(LATENTS[:, 1:2])),
+        "decode": lambda: list(other.decode_video(LATENTS[:, 1:2])),
         "open": lambda: other.state.open((2, 2)),
         "restore": lambda: other.state.restore(saved),
     }

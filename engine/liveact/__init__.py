@@ -12,8 +12,8 @@ from liveact.errors import DeviceError, InputError, LiveActError, SessionError
 
 if TYPE_CHECKING:
     from liveact.engine import Engine
+    from liveact.session.chunk import Chunk
     from liveact.session.session import Session
-    from liveact.session.workers import Chunk
 
 __version__ = version("liveact-engine")
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
 _LAZY = {
     "Engine": "liveact.engine",
     "Session": "liveact.session.session",
-    "Chunk": "liveact.session.workers",
+    "Chunk": "liveact.session.chunk",
 }
 
 

@@ -12,64 +12,46 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from cachetools import LRUCache, cachedmethod
 
-from liveact.audio.front_end import AudioFrontEnd, exact_fps
+from liveact.audio.front_end import AudioFrontEnd
+from liveact.blocks import RELEASED_CLOCK, BlockClock, check_size, exact_fps, latent_size
+from liveact.checkpoint.layout import VAE_FILE, WAV2VEC_DIRECTORY
 from liveact.device.devices import Devices, open_devices
 from liveact.dit.dit import MEMORIES, Dit, MemoryPolicy
-from liveact.dit.precision import PRECISIONS, PrecisionPolicy
+from liveact.dit.precision import PrecisionPolicy
 from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError
-from liveact.media import check_size, fit_image, read_image
+from liveact.media.image import fit_image, read_image
 from liveact.session.session import Session
 from liveact.session.timeline import Timeline
-from liveact.vae.vae import SPATIAL_STRIDE, StreamingDecoder, WanVAE, WindowedDecoder
+from liveact.session.workers import Pipeline
+from liveact.vae.condition import condition_on
+from liveact.vae.vae import Vae
 
 VAE_DECODES = ("streaming", "windowed")
-VAE_FILE = "Wan2.1_VAE.pth"
-WAV2VEC_DIRECTORY = "wav2vec"
-CONDITION_FRAMES = 53  # video frames that y is encoded from: the image, then 52 frames of zeros
-_CACHED_PROMPTS = 64
-_CACHED_PICTURES = 16  # 6 MB each at 512×512
+CACHED_PROMPTS = 64
+CACHED_PICTURES = 16  # 6 MB each at 512×512
 
 Portrait = str | Path | npt.NDArray[np.uint8]
-# features [tokens, image_dim] of the image encoder, y [20, 14, h, w]
+# features [tokens, image_dim] of the image encoder, y [20, slots, h, w]
 EncodedPicture = tuple[torch.Tensor, torch.Tensor]
 
 
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class _Recent(Generic[K, V]):
-    """What was made last, up to a number of entries. Any thread."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._entries: OrderedDict[K, V] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: K, make: Callable[[], V]) -> V:
-        """The entry of `key`, made now if it is not there."""
-        with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-                return self._entries[key]
-        value = make()
-        with self._lock:
-            value = self._entries.setdefault(key, value)  # the first of two threads wins
-            while len(self._entries) > self._size:
-                self._entries.popitem(last=False)
-        return value
+def _picture_key(
+    _: Engine, picture: torch.Tensor, clock: BlockClock = RELEASED_CLOCK
+) -> tuple[bytes, tuple[int, ...], BlockClock]:
+    """What a picture is remembered by: pixels, shape, and the number of frames of its y."""
+    return hashlib.sha256(picture.numpy().tobytes()).digest(), tuple(picture.shape), clock
 
 
 class Engine:
@@ -81,7 +63,7 @@ class Engine:
         *,
         devices: Devices,
         dit: Dit,
-        vae: WanVAE,
+        vae: Vae,
         text_encoder: TextEncoder,
         image_encoder: ImageEncoder,
         audio_encoder: AudioEncoder,
@@ -90,10 +72,10 @@ class Engine:
         self._text_encoder = text_encoder
         self._image_encoder = image_encoder
         self._audio_encoder = audio_encoder
-        self._prompts: _Recent[str, torch.Tensor] = _Recent(_CACHED_PROMPTS)
-        self._pictures: _Recent[bytes, tuple[torch.Tensor, torch.Tensor]] = _Recent(
-            _CACHED_PICTURES
-        )
+        # Two threads may make the same entry at once; the first one is kept.
+        self._lock = threading.Lock()
+        self._prompts: LRUCache[object, torch.Tensor] = LRUCache(CACHED_PROMPTS)
+        self._pictures: LRUCache[object, EncodedPicture] = LRUCache(CACHED_PICTURES)
         self._check_widths()
 
     @classmethod
@@ -128,7 +110,7 @@ class Engine:
         return cls(
             devices=devices,
             dit=dit,
-            vae=WanVAE.load(directory / VAE_FILE, devices.vae_torch_device, devices.vae_launch),
+            vae=Vae.load(directory / VAE_FILE, devices.vae_torch_device, devices.vae_launch),
             text_encoder=TextEncoder.load(directory, encoder_device),
             image_encoder=ImageEncoder.load(directory, encoder_device),
             audio_encoder=AudioEncoder.load(
@@ -148,24 +130,22 @@ class Engine:
             if found != expected:
                 raise InputError(f"{what}: expected {expected} as in the DiT, found {found}")
 
+    @cachedmethod(attrgetter("_prompts"), lock=attrgetter("_lock"))
     def encode_prompt(self, prompt: str) -> torch.Tensor:
         """[tokens, text_dim]; the last prompts are kept."""
         try:
             prompt.encode()
         except UnicodeEncodeError as error:  # what a shell makes of bytes that are no UTF-8
             raise InputError(f"prompt: expected Unicode text, found {prompt!r:.80}") from error
-        length = int(self.dit.config.text_len)
-        return self._prompts.get(prompt, lambda: self._text_encoder.encode(prompt, length))
+        return self._text_encoder.encode(prompt, int(self.dit.config.text_len))
 
-    def encode_picture(self, picture: torch.Tensor) -> EncodedPicture:
+    @cachedmethod(attrgetter("_pictures"), key=_picture_key, lock=attrgetter("_lock"))
+    def encode_picture(
+        self, picture: torch.Tensor, clock: BlockClock = RELEASED_CLOCK
+    ) -> EncodedPicture:
         """picture [3, H, W] in [−1, 1]; the results for the last pictures are kept."""
-        digest = hashlib.sha256(picture.numpy().tobytes())
-        digest.update(repr(tuple(picture.shape)).encode())
-
-        def encode() -> EncodedPicture:
-            return self._image_encoder.encode(picture[None])[0], condition_on(self.vae, picture)
-
-        return self._pictures.get(digest.digest(), encode)
+        features = self._image_encoder.encode(picture[None])[0]
+        return features, condition_on(self.vae, picture, clock)
 
     def open_session(
         self,
@@ -198,53 +178,36 @@ class Engine:
 
         Raises InputError.
         """
-        width, height = size
-        check_size(width, height)
+        check_size(*size)
         rate = exact_fps(fps)
         policy = memory if isinstance(memory, MemoryPolicy) else MemoryPolicy(memory)
-        _check_choice("memory", policy.memory, MEMORIES)
-        _check_choice("vae_decode", vae_decode, VAE_DECODES)
+        for name, value, choices in (
+            ("memory", policy.memory, MEMORIES),
+            ("vae_decode", vae_decode, VAE_DECODES),
+        ):
+            if value not in choices:
+                raise InputError(f"{name}: expected {', '.join(choices)}, found {value!r}")
         if not 1.0 <= audio_guidance <= 100.0:
-            raise InputError(f"audio_guidance: expected 1 to 100, got {audio_guidance}")
+            raise InputError(f"audio_guidance: expected 1 to 100, found {audio_guidance}")
         if not -(2**63) <= seed < 2**63:
-            raise InputError(f"seed: expected a 64-bit integer, got {seed}")
+            raise InputError(f"seed: expected a 64-bit integer, found {seed}")
         picture = (
             fit_image(image, size) if isinstance(image, np.ndarray) else read_image(image, size)
         )
         text = self.encode_prompt(prompt)
-        latent_size = (height // SPATIAL_STRIDE, width // SPATIAL_STRIDE)
         stream = self.dit.open_stream(
-            latent_size, policy, audio_guidance, self._image_encoder.tokens
+            latent_size(size), policy, audio_guidance, self._image_encoder.tokens
         )
-        stream.set_image(*self.encode_picture(picture))
-        decoder = (StreamingDecoder if vae_decode == "streaming" else WindowedDecoder)(self.vae)
-        return Session(
+        stream.set_image(*self.encode_picture(picture, stream.clock))
+        pipeline = Pipeline(
             stream=stream,
-            decoder=decoder,
-            text=text,
+            decoder=self.vae.open_stream(windowed=vae_decode == "windowed"),
+            open_audio=lambda: AudioFrontEnd(
+                self._audio_encoder, rate, stream.clock, mode=audio_mode
+            ),
             encode_prompt=self.encode_prompt,
-            open_audio=lambda: AudioFrontEnd(self._audio_encoder, rate, mode=audio_mode),
             fps=rate,
-            seed=seed,
+            noise=torch.Generator().manual_seed(seed),
             timeline=Timeline(Path(trace) if trace is not None else None),
-            latent_channels=int(self.dit.config.out_dim),
-            audio_dim=int(self.dit.config.audio_dim),
         )
-
-
-def condition_on(vae: WanVAE, picture: torch.Tensor) -> torch.Tensor:
-    """picture [3, H, W] → y [20, 14, h, w]: the mask of the known frame, the encoded image."""
-    video = torch.zeros(1, 3, CONDITION_FRAMES, *picture.shape[1:])
-    video[0, :, 0] = picture
-    encoded = vae.encode(video)[0].cpu()  # [16, 14, h, w]
-    mask = torch.zeros(4, *encoded.shape[1:])
-    mask[:, 0] = 1.0
-    return torch.cat([mask, encoded])
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"{name}: expected {', '.join(choices)}, got {value!r}")
-
-
-__all__ = ["PRECISIONS", "VAE_DECODES", "Engine"]
+        return Session(pipeline, text)

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 import tests.kernels.interpreter as interpreter  # before any kernel
-from liveact import _core, cli
+from liveact import _core
+from liveact.commands import cli
 from liveact.device import kernels
 from tests.cuda.fake import FakeCuda
 from tests.cuda.interpreted_run import _AnywhereInMemory, run_kernel

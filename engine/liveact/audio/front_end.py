@@ -28,88 +28,30 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
 from fractions import Fraction
 from typing import Literal, Protocol
 
 import numpy as np
-import soxr
 import torch
 
-from liveact.audio.tempo import FloatArray, TempoChanger
+from liveact.audio.chain import FEATURES_PER_S, SAMPLES_PER_FEATURE, SpeechChain
+from liveact.audio.samples import SampleStore, as_float
+from liveact.audio.tempo import FloatArray
+from liveact.blocks import RELEASED_CLOCK, BlockClock, exact_fps
 from liveact.errors import InputError, SessionError
 
-ENCODER_RATE_HZ = 16_000
-FEATURES_PER_S = 25
-SAMPLES_PER_FEATURE = ENCODER_RATE_HZ // FEATURES_PER_S
-FIRST_BLOCK_FRAMES = 21
-BLOCK_FRAMES = 32
-GAIN = 3.0  # of the released pipeline; the encoder normalises it away, up to its epsilon
-
-MIN_FPS, MAX_FPS = 1, 100
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
-MAX_CHANNELS = 64
-PEAK_LIMIT = 32_768.0  # 16-bit samples handed over as float are let through; beyond is garbage
+# A piece may be half the backlog, and the other half must hold what a pipeline needs to go on
+# (three blocks in flight and one being waited for), or it would stall.
+LEAST_BACKLOG_BLOCKS = 10
 
 
 class Encoder(Protocol):
-    """What turns samples into features; `liveact.encoders.speech.AudioEncoder` is the real one."""
+    """What turns samples into features; `liveact.encoders.speech.AudioEncoder` is the
+    real one."""
 
     def encode(self, samples: torch.Tensor, num_features: int) -> torch.Tensor:
         """`samples` float32 [n] at 16 kHz, not normalised → [num_features, layers, hidden]."""
-
-
-def exact_fps(fps: float | Fraction) -> Fraction:
-    """The frame rate as a fraction (denominator ≤ 1001), so that no timestamp ever drifts."""
-    if not (math.isfinite(fps) and MIN_FPS <= fps <= MAX_FPS):
-        raise InputError(f"fps: expected {MIN_FPS} to {MAX_FPS}, got {fps}")
-    return Fraction(fps).limit_denominator(1001)
-
-
-def block_feature_range(block: int) -> tuple[int, int]:
-    """First and last feature index of a block, before clamping: 25 rows, then 36 per block.
-
-    Block 0 has video frames 0..20 with a window of −2..+2 each; a later one the frames of eight
-    latent frames, 32(b−1)+21 .. 32(b−1)+52, likewise.
-    """
-    if block < 0:
-        raise InputError(f"block: expected 0 or more, got {block}")
-    if block == 0:
-        return -2, 22
-    return BLOCK_FRAMES * (block - 1) + 19, BLOCK_FRAMES * (block - 1) + 54
-
-
-class _SampleStore:
-    """Samples [n, *shape] by absolute index, appended at the back and dropped at the front."""
-
-    def __init__(self, *shape: int) -> None:
-        self._shape = shape
-        self._pieces: deque[FloatArray] = deque()
-        self.start = 0  # index of the oldest sample still held
-        self.stop = 0  # index after the newest
-
-    def append(self, piece: FloatArray) -> None:
-        self._pieces.append(piece)
-        self.stop += len(piece)
-
-    def drop_before(self, index: int) -> None:
-        """Forgets the pieces that end at or before `index`."""
-        while self._pieces and self.start + len(self._pieces[0]) <= index:
-            self.start += len(self._pieces.popleft())
-
-    def read(self, start: int, stop: int) -> FloatArray:
-        """A copy of [start, stop), start ≥ self.start; zeros where nothing was appended yet."""
-        out = np.zeros((stop - start, *self._shape), np.float32)
-        at = self.start
-        for piece in self._pieces:
-            if at >= stop:
-                break
-            if at + len(piece) > start:
-                part = piece[max(0, start - at) : stop - at]
-                first = max(0, at - start)
-                out[first : first + len(part)] = part
-            at += len(piece)
-        return out
 
 
 class AudioFrontEnd:
@@ -133,6 +75,7 @@ class AudioFrontEnd:
         encoder: turns 16 kHz samples into features.
         fps: video frames per second, 1 to 100; the tempo is changed by 25/fps, not at all at 25.
             Below 12 the tempo more than doubles and parts of sounds are skipped.
+        clock: which video frames and features a block has.
         mode: `stream` or `whole`, see the top of the file.
         history_s: what the encoder hears before a block, in seconds of tempo-adjusted audio.
         max_backlog_s: how much audio may be pushed ahead of the slower of both consumers.
@@ -147,6 +90,7 @@ class AudioFrontEnd:
         self,
         encoder: Encoder,
         fps: float | Fraction,
+        clock: BlockClock = RELEASED_CLOCK,
         *,
         mode: Literal["stream", "whole"] = "stream",
         history_s: float = 4.0,
@@ -154,15 +98,16 @@ class AudioFrontEnd:
         max_whole_s: float = 120.0,
     ) -> None:
         self.fps = exact_fps(fps)
+        self.clock = clock
         if mode not in ("stream", "whole"):
-            raise InputError(f"audio mode: expected 'stream' or 'whole', got {mode!r}")
+            raise InputError(f"audio mode: expected 'stream' or 'whole', found {mode!r}")
         if not 0 <= history_s <= 60:
-            raise InputError(f"history_s: expected 0 to 60, got {history_s}")
-        # Ten blocks: a piece may be half the backlog, and the other half must hold what a pipeline
-        # needs to go on (three blocks in flight and one being waited for), or it would stall.
-        least_backlog_s = float(10 * BLOCK_FRAMES / self.fps)
+            raise InputError(f"history_s: expected 0 to 60, found {history_s}")
+        least_backlog_s = float(LEAST_BACKLOG_BLOCKS * clock.block_video_frames / self.fps)
         if not max_backlog_s >= least_backlog_s:
-            raise InputError(f"max_backlog_s: expected ≥ {least_backlog_s:g}, got {max_backlog_s}")
+            raise InputError(
+                f"max_backlog_s: expected ≥ {least_backlog_s:g}, found {max_backlog_s}"
+            )
         self._encoder = encoder
         self._mode = mode
         self._history_features = round(history_s * FEATURES_PER_S)
@@ -176,8 +121,8 @@ class AudioFrontEnd:
         self._channels = 0
         self._pushed = 0  # PCM samples so far
         self._fill = 0  # those of them that wait for their piece to be full
-        self._pcm = _SampleStore(0)  # [n, channels] at the pushed rate
-        self._speech = _SampleStore()  # [n], 16 kHz, tempo-adjusted
+        self._pcm = SampleStore(0)  # [n, channels] at the pushed rate
+        self._speech = SampleStore()  # [n], 16 kHz, tempo-adjusted
         self._num_speech: int | None = None  # its exact length; None until the end
         self._features_frame = self._pcm_frame = 0  # video frames the consumers are done with
         self._whole: torch.Tensor | None = None  # [S, layers, hidden]
@@ -191,7 +136,7 @@ class AudioFrontEnd:
             block: wait for room in the backlog instead of raising; a piece may then be at most
                 half of `max_backlog_s`. `close` ends the wait with SessionError.
         """
-        samples = _as_float(pcm)
+        samples = as_float(pcm)
         with self._changed:
             self._check_open()
             self._check_format(samples, sample_rate_hz)
@@ -235,7 +180,7 @@ class AudioFrontEnd:
         """Drops all audio and wakes whoever waits; may be called more than once."""
         with self._changed:
             self._closed = True
-            self._pcm, self._speech, self._whole = _SampleStore(0), _SampleStore(), None
+            self._pcm, self._speech, self._whole = SampleStore(0), SampleStore(), None
             self._changed.notify_all()
 
     @property
@@ -275,7 +220,7 @@ class AudioFrontEnd:
         In mode `stream` one call encodes at most `history_s` + 1.44 s of audio, and the audio
         before that is released: an earlier block cannot be asked for again.
         """
-        first, last = block_feature_range(block)
+        wanted = self.clock.features(block)
         with self._changed:
             self._check_open()
             if not self._ready(block):
@@ -283,8 +228,8 @@ class AudioFrontEnd:
             num_blocks = self._num_blocks()
             if num_blocks is not None and block >= num_blocks:
                 raise InputError(f"block {block}: the audio has {num_blocks} blocks")
-            start, stop, samples = self._window(block, first, last)
-            self._features_frame = FIRST_BLOCK_FRAMES + BLOCK_FRAMES * block
+            start, stop, samples = self._window(block, wanted)
+            self._features_frame = self.clock.video_frames(block + 1).start
             features = self._whole
             self._changed.notify_all()
         if features is None:
@@ -294,7 +239,7 @@ class AudioFrontEnd:
                 self._check_open()
                 self._whole = features
                 self._speech.drop_before(self._speech.stop)
-        rows = torch.arange(first, last + 1).clamp(start, stop - 1) - start
+        rows = torch.tensor(wanted).clamp(start, stop - 1) - start
         return features[rows.to(features.device)]
 
     def pcm(self, start_frame: int, stop_frame: int) -> FloatArray:
@@ -308,7 +253,9 @@ class AudioFrontEnd:
             self._check_open()
             rate_hz, _ = self._format()
             if not 0 <= start_frame <= stop_frame:
-                raise InputError(f"pcm: expected 0 ≤ start ≤ stop, got {start_frame}, {stop_frame}")
+                raise InputError(
+                    f"pcm: expected 0 ≤ start ≤ stop, found {start_frame}, {stop_frame}"
+                )
             start, stop = (round(f * rate_hz / self.fps) for f in (start_frame, stop_frame))
             if start < self._pcm.start:
                 raise InputError(f"pcm: frame {start_frame} was already released")
@@ -342,31 +289,31 @@ class AudioFrontEnd:
             if (sample_rate_hz, channels) != (self._sample_rate_hz, self._channels):
                 raise InputError(
                     f"push: the audio began with {self._sample_rate_hz} Hz, {self._channels} "
-                    f"channels, got {sample_rate_hz} Hz, {channels} channels"
+                    f"channels, found {sample_rate_hz} Hz, {channels} channels"
                 )
             return
         limits = f"{MIN_RATE_HZ} to {MAX_RATE_HZ} Hz"
         if sample_rate_hz % 1 or not MIN_RATE_HZ <= sample_rate_hz <= MAX_RATE_HZ:
-            raise InputError(f"sample rate: expected a whole {limits}, got {sample_rate_hz}")
+            raise InputError(f"sample rate: expected a whole {limits}, found {sample_rate_hz}")
         self._sample_rate_hz, self._channels = int(sample_rate_hz), channels
         # 20 ms: small against a block, large against the cost of one call of the resampler.
         self._pending = np.zeros((self._sample_rate_hz // 50, channels), np.float32)
-        self._pcm = _SampleStore(channels)
-        self._resampler = soxr.ResampleStream(self._sample_rate_hz, ENCODER_RATE_HZ, 1)
-        tempo = FEATURES_PER_S / self.fps
-        self._tempo = None if tempo == 1 else TempoChanger(tempo)
+        self._pcm = SampleStore(channels)
+        self._chain = SpeechChain(self._sample_rate_hz, self.fps)
 
     def _make_room(self, seconds: float, block: bool) -> None:
         pushed_s = self._pushed / self._sample_rate_hz
         if self._mode == "whole":
             longest_s, clip_s = self._max_whole_s, pushed_s + seconds
             if clip_s > longest_s:
-                raise InputError(f"audio: mode 'whole' takes {longest_s:g} s, got {clip_s:.1f} s")
+                raise InputError(f"audio: mode 'whole' takes {longest_s:g} s, found {clip_s:.1f} s")
             return
         limit_s = self._max_backlog_s
         if block:
             if seconds > limit_s / 2:
-                raise InputError(f"push: expected a piece ≤ {limit_s / 2:g} s, got {seconds:.1f} s")
+                raise InputError(
+                    f"push: expected a piece ≤ {limit_s / 2:g} s, found {seconds:.1f} s"
+                )
             self._changed.wait_for(
                 lambda: self._closed or self._failure or self._backlog_s() + seconds <= limit_s
             )
@@ -374,7 +321,7 @@ class AudioFrontEnd:
         elif self._backlog_s() + seconds > limit_s:
             raise InputError(
                 f"push: expected at most {limit_s:g} s ahead of what is consumed, "
-                f"got {seconds:.1f} s on top of {self._backlog_s():.1f} s"
+                f"found {seconds:.1f} s on top of {self._backlog_s():.1f} s"
             )
 
     def _backlog_s(self) -> float:
@@ -383,39 +330,33 @@ class AudioFrontEnd:
 
     def _take_piece(self, piece: FloatArray) -> None:
         self._pcm.append(piece)
-        speech = self._resampler.resample_chunk(np.ascontiguousarray(piece[:, 0]))
-        speech = speech * np.float32(GAIN)
-        self._speech.append(self._tempo.push(speech) if self._tempo else speech)
+        self._speech.append(self._chain.push(piece))
 
     def _flush(self, num_speech: int) -> None:
         """Pushes the rest through the chain; the result has exactly `num_speech` samples."""
+        rest = self._pending[: self._fill].copy()
         if self._fill:
-            self._pcm.append(self._pending[: self._fill].copy())
-        rest = self._resampler.resample_chunk(self._pending[: self._fill, 0].copy(), last=True)
-        rest = rest * np.float32(GAIN)
-        if self._tempo:
-            self._speech.append(self._tempo.push(rest))
-            rest = self._tempo.finish(num_speech - self._speech.stop)
-        self._speech.append(rest)
+            self._pcm.append(rest)
+        self._speech.append(self._chain.finish(rest, num_speech))
         self._num_speech = num_speech
 
     def _num_blocks(self) -> int | None:
         if self._num_speech is None:
             return None
-        return math.floor(self._pushed * self.fps / (self._sample_rate_hz * BLOCK_FRAMES)) + 1
+        return self.clock.num_blocks(Fraction(self._pushed, self._sample_rate_hz), self.fps)
 
     def _ready(self, block: int) -> bool:
-        _, last = block_feature_range(block)
+        needed = self.clock.features(block).stop * SAMPLES_PER_FEATURE
         available = self._speech.stop if self._mode == "stream" else 0
-        return self._num_speech is not None or available >= (last + 1) * SAMPLES_PER_FEATURE
+        return self._num_speech is not None or available >= needed
 
-    def _window(self, block: int, first: int, last: int) -> tuple[int, int, torch.Tensor]:
+    def _window(self, block: int, wanted: range) -> tuple[int, int, torch.Tensor]:
         """The features [start, stop) to encode for a block, and their samples.
 
         The window ends with the last feature of the block even if more is there, so the result
         does not depend on timing; at the end of the audio it takes in the last partial feature.
         """
-        start, stop = max(0, first - self._history_features), last + 1
+        start, stop = max(0, wanted.start - self._history_features), wanted.stop
         stop_sample = stop * SAMPLES_PER_FEATURE
         if self._mode == "whole":
             start = 0
@@ -431,22 +372,3 @@ class AudioFrontEnd:
         self._speech.drop_before(start_sample)
         samples = self._speech.read(start_sample, stop_sample)
         return start, stop, torch.from_numpy(samples)
-
-
-def _as_float(pcm: np.ndarray) -> FloatArray:
-    """Checked PCM as float32 [n, channels]."""
-    if pcm.dtype not in (np.float32, np.int16) or pcm.ndim not in (1, 2):
-        raise InputError(
-            "pcm: expected float32 or int16 of shape [n] or [n, channels], "
-            f"got {pcm.dtype} of shape {list(pcm.shape)}"
-        )
-    samples = pcm[:, None] if pcm.ndim == 1 else pcm
-    if not 1 <= samples.shape[1] <= MAX_CHANNELS:
-        raise InputError(
-            f"pcm: expected [n, channels] with 1 to {MAX_CHANNELS} channels, got {list(pcm.shape)}"
-        )
-    if pcm.dtype == np.int16:
-        return samples.astype(np.float32) / np.float32(32_768)
-    if samples.size and not np.abs(samples).max() <= PEAK_LIMIT:  # also catches NaN
-        raise InputError(f"pcm: expected finite samples within ±{PEAK_LIMIT:g}, got others")
-    return samples

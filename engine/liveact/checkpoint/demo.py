@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import secrets
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,20 @@ from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
+from liveact.checkpoint.layout import (
+    DIT_CONFIG_FILE,
+    DIT_STEM,
+    IMAGE_CONFIG_FILE,
+    IMAGE_FILE,
+    TEXT_CONFIG_FILE,
+    TEXT_FILE,
+    TOKENIZER_DIRECTORY,
+    VAE_FILE,
+    WAV2VEC_CONFIG_FILE,
+    WAV2VEC_DIRECTORY,
+    WAV2VEC_PREPROCESSOR_FILE,
+    WAV2VEC_WEIGHTS_FILES,
+)
 from liveact.checkpoint.random import (
     random_audio_encoder,
     random_checkpoint,
@@ -29,30 +41,24 @@ from liveact.checkpoint.random import (
     random_vae,
 )
 from liveact.errors import InputError
+from liveact.files import one_line, whole_directory, write_json
 
-__all__ = ["random_checkpoint", "write_demo_checkpoint"]
-
-DIT_FILE = "diffusion_pytorch_model.safetensors"
-VAE_FILE = "Wan2.1_VAE.pth"
-TEXT_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
-IMAGE_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
-TOKENIZER_DIRECTORY = "google/umt5-xxl"
-AUDIO_DIRECTORY = "wav2vec"
+DIT_FILE = f"{DIT_STEM}.safetensors"
 DEMO_FILES = frozenset(
     {
-        "config.json",
+        DIT_CONFIG_FILE,
         DIT_FILE,
         VAE_FILE,
         TEXT_FILE,
-        "t5_config.json",
+        TEXT_CONFIG_FILE,
         IMAGE_FILE,
-        "clip_config.json",
+        IMAGE_CONFIG_FILE,
         f"{TOKENIZER_DIRECTORY}/tokenizer.json",
         f"{TOKENIZER_DIRECTORY}/tokenizer_config.json",
         f"{TOKENIZER_DIRECTORY}/special_tokens_map.json",
-        f"{AUDIO_DIRECTORY}/config.json",
-        f"{AUDIO_DIRECTORY}/preprocessor_config.json",
-        f"{AUDIO_DIRECTORY}/model.safetensors",
+        f"{WAV2VEC_DIRECTORY}/{WAV2VEC_CONFIG_FILE}",
+        f"{WAV2VEC_DIRECTORY}/{WAV2VEC_PREPROCESSOR_FILE}",
+        f"{WAV2VEC_DIRECTORY}/{WAV2VEC_WEIGHTS_FILES[0]}",
     }
 )
 
@@ -159,27 +165,11 @@ def write_demo_checkpoint(directory: str | Path, seed: int = 0) -> Path:
     target = Path(directory).resolve()
     try:
         _refuse_foreign(target)
-        _write_and_swap(target, seed)
     except OSError as error:
-        raise InputError(
-            f"{target}: expected a directory that can be written, found: {error.strerror}"
-        ) from error
-    return target
-
-
-def _write_and_swap(target: Path, seed: int) -> None:
-    token = secrets.token_hex(4)
-    partial = target.with_name(f".{target.name}.partial-{token}")
-    replaced = target.with_name(f".{target.name}.replaced-{token}")
-    partial.mkdir(parents=True)
-    try:
+        raise InputError(f"{target}: cannot be read: {one_line(error)}") from error
+    with whole_directory(target) as partial:
         _write_files(partial, seed)
-        if target.exists():
-            target.rename(replaced)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
+    return target
 
 
 def _refuse_foreign(target: Path) -> None:
@@ -190,7 +180,7 @@ def _refuse_foreign(target: Path) -> None:
         raise InputError(f"{target}: expected a directory or nothing, found a file")
     if not any(target.iterdir()):
         return
-    if not _is_demo(target / "config.json"):
+    if not _is_demo(target / DIT_CONFIG_FILE):
         raise InputError(f"{target}: expected a demo checkpoint or nothing, found other files")
     files = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
     foreign = sorted(files - DEMO_FILES)
@@ -214,30 +204,26 @@ def _write_files(directory: Path, seed: int) -> None:
         audio_channels=AUDIO_CONFIG["hidden_size"],
         clip_dim=IMAGE_CONFIG["dim"],
     )
-    _write_json(directory / "config.json", DIT_CONFIG)
+    write_json(directory / DIT_CONFIG_FILE, DIT_CONFIG)
     (directory / DIT_FILE).write_bytes(save(dit))
     _write_pth(directory / VAE_FILE, random_vae(VAE_BASE_WIDTH, seed))
     _write_pth(directory / TEXT_FILE, random_text_encoder(TEXT_CONFIG, seed))
-    _write_json(directory / "t5_config.json", TEXT_CONFIG)
+    write_json(directory / TEXT_CONFIG_FILE, TEXT_CONFIG)
     _write_pth(directory / IMAGE_FILE, random_image_encoder(IMAGE_CONFIG, seed))
-    _write_json(directory / "clip_config.json", IMAGE_CONFIG)
+    write_json(directory / IMAGE_CONFIG_FILE, IMAGE_CONFIG)
     _write_tokenizer(directory / TOKENIZER_DIRECTORY)
-    audio = directory / AUDIO_DIRECTORY
+    audio = directory / WAV2VEC_DIRECTORY
     audio.mkdir()
-    _write_json(audio / "config.json", AUDIO_CONFIG)
-    _write_json(audio / "preprocessor_config.json", AUDIO_PREPROCESSOR_CONFIG)
+    write_json(audio / WAV2VEC_CONFIG_FILE, AUDIO_CONFIG)
+    write_json(audio / WAV2VEC_PREPROCESSOR_FILE, AUDIO_PREPROCESSOR_CONFIG)
     weights = random_audio_encoder(AUDIO_CONFIG, seed)
-    (audio / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+    (audio / WAV2VEC_WEIGHTS_FILES[0]).write_bytes(save(weights, metadata={"format": "pt"}))
 
 
 def _write_pth(path: Path, tensors: dict[str, Tensor]) -> None:
     buffer = io.BytesIO()  # torch reports a full disk as something other than an OSError
     torch.save(tensors, buffer)
     path.write_bytes(buffer.getvalue())
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_tokenizer(directory: Path) -> None:
@@ -255,8 +241,8 @@ def _write_tokenizer(directory: Path) -> None:
     directory.mkdir(parents=True)
     (directory / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     special = {"pad_token": pad, "eos_token": eos, "unk_token": unk}
-    _write_json(directory / "special_tokens_map.json", special)
-    _write_json(
+    write_json(directory / "special_tokens_map.json", special)
+    write_json(
         directory / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",

@@ -16,7 +16,6 @@ checkpoint files by renaming, never in place.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from liveact.errors import InputError
+from liveact.files import one_line, read_json, require_file
 
 FLOATS = frozenset({torch.bfloat16, torch.float16, torch.float32})
 
@@ -46,46 +46,6 @@ SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
 }
 _ZIP_MAGIC = b"PK\x03\x04"
-
-
-def _one_line(error: BaseException) -> str:
-    """The message of a library's exception as one line of at most 200 characters."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:200]
-
-
-def _require_file(path: Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        found = "something else" if path.exists() else "nothing"
-        raise InputError(f"{path}: expected a file, found {found}")
-    return path
-
-
-# ---------------------------------------------------------------------------------------- JSON
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; `InputError` if it is missing, unreadable or not an object."""
-    path = _require_file(path)
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected JSON, found {_one_line(error)}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def read_size(config: Mapping[str, Any], key: str, path: Path, *, at_most: int) -> int:
-    """The integer `config[key]`, which must lie in 1..at_most; `path` is named in the error.
-
-    The upper bound is what keeps a configuration from asking for a model of 10⁹ layers.
-    """
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= at_most:
-        raise InputError(f"{path}: expected {key} to be in 1..{at_most}, found {value!r}")
-    return value
 
 
 # ------------------------------------------------------------------------------- safetensors
@@ -107,14 +67,14 @@ class Tensors(Mapping[str, torch.Tensor]):
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         for file in files:
-            self._add(_require_file(file))
+            self._add(require_file(file))
 
     def _add(self, file: Path) -> None:
         try:
             handle: Any = safe_open(str(file), framework="pt", device="cpu")
             slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            message = f"{file}: expected a safetensors file, found {_one_line(error)}"
+            message = f"{file}: expected a safetensors file, found {one_line(error)}"
             raise InputError(message) from error
         self._handles[file] = handle
         for name, view in slices.items():
@@ -256,7 +216,7 @@ def load_pth(path: Path) -> PthTensors:
         InputError: not such a file, damaged, not a dict of names to dense tensors, or something
             that only unpickling with code could load.
     """
-    path = _require_file(path)
+    path = require_file(path)
     try:
         with path.open("rb") as file:
             is_zip = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
@@ -267,7 +227,7 @@ def load_pth(path: Path) -> PthTensors:
         raise
     # Unpickling damaged bytes raises nearly anything, from KeyError to MemoryError.
     except Exception as error:
-        message = f"{path}: expected a torch state dict, found {_one_line(error)}"
+        message = f"{path}: expected a torch state dict, found {one_line(error)}"
         raise InputError(message) from error
     _check_state(state, path)
     return PthTensors(state, path)

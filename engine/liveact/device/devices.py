@@ -87,7 +87,7 @@ def parse_device(name: str) -> str:
     kind, _, index = name.partition(":")
     if kind == "cuda" and ((index.isascii() and index.isdecimal()) or name == "cuda"):
         return f"cuda:{int(index or 0)}"
-    raise InputError(f"device: expected cpu or cuda:N, got {name!r}")
+    raise InputError(f"device: expected cpu or cuda:N, found {name!r}")
 
 
 def open_devices(
@@ -114,7 +114,9 @@ def open_devices(
     if chosen is None:
         chosen = "fp32" if name == "cpu" else "fp8"
     if name != "cpu" and chosen == "fp32":
-        raise InputError(f"precision: expected fp8 or bf16 on {name}, got fp32 (which is cpu only)")
+        raise InputError(
+            f"precision: expected fp8 or bf16 on {name}, found fp32 (which is cpu only)"
+        )
     encoder_name = "cpu" if name == "cpu" or torch_cuda_obstacle(name) else name
     if vae_name is None:
         vae_name = encoder_name

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from liveact import _core
-from liveact.checkpoint.tensors import read_json
 from liveact.errors import InputError
+from liveact.files import read_json
 
 PRECISIONS = ("fp32", "fp8", "bf16")
 FORMATS = ("fp8", "bf16")  # of one product in a policy
@@ -175,7 +175,7 @@ def read_precision(given: str | Path) -> Precision:
         return str(given)
     if not os.path.isfile(given):
         names = ", ".join(PRECISIONS)
-        raise InputError(f"precision: expected {names} or a policy file, got {str(given)!r}")
+        raise InputError(f"precision: expected {names} or a policy file, found {str(given)!r}")
     return PrecisionPolicy.read(Path(given))
 
 

@@ -13,22 +13,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from liveact.checkpoint.layout import IMAGE_CONFIG_FILE, IMAGE_FILE
 from liveact.checkpoint.tensors import (
     FLOATS,
     PthTensors,
     assign_tensors,
     check_tensors,
     load_pth,
-    read_json,
-    read_size,
 )
 from liveact.errors import InputError
+from liveact.files import read_json, read_size
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
-
-WEIGHTS_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
-CONFIG_FILE = "clip_config.json"
 
 _VIT_HUGE_14: dict[str, Any] = {
     "image_size": 224,
@@ -61,8 +58,8 @@ class ImageEncoder:
     ) -> ImageEncoder:
         """Loads the `visual.*` tensors; `InputError` if they are not what was expected."""
         checkpoint_dir = Path(checkpoint_dir)
-        sizes = _read_sizes(checkpoint_dir / CONFIG_FILE)
-        tensors = load_pth(checkpoint_dir / WEIGHTS_FILE)
+        sizes = _read_sizes(checkpoint_dir / IMAGE_CONFIG_FILE)
+        tensors = load_pth(checkpoint_dir / IMAGE_FILE)
         check_tensors(tensors, _shapes(sizes), FLOATS, "image encoder", ("visual.transformer.",))
         model = _build_model(sizes)
         assign_tensors(model, _renamed(tensors, sizes.num_layers - 1), device, dtype)

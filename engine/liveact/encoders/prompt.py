@@ -13,24 +13,16 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ftfy
 import torch
 
-from liveact.checkpoint.tensors import (
-    FLOATS,
-    assign_tensors,
-    check_tensors,
-    load_pth,
-    read_json,
-    read_size,
-)
+from liveact.checkpoint.layout import TEXT_CONFIG_FILE, TEXT_FILE, TOKENIZER_DIRECTORY
+from liveact.checkpoint.tensors import FLOATS, assign_tensors, check_tensors, load_pth
 from liveact.errors import InputError
+from liveact.files import read_json, read_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
-
-WEIGHTS_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
-CONFIG_FILE = "t5_config.json"
-TOKENIZER_DIRECTORY = Path("google") / "umt5-xxl"
 
 _UMT5_XXL: dict[str, Any] = {
     "vocab": 256384,
@@ -159,13 +151,10 @@ class TextEncoder:
 
 
 def clean_prompt(prompt: str) -> str:
-    """HTML entities (also doubly escaped ones) resolved, runs of whitespace to one blank, ends cut.
-
-    The released code runs `ftfy.fix_text` first, which repairs wrongly decoded text, straightens
-    curly quotes, drops control characters and composes to NFC. This does not: a prompt is taken
-    as the caller wrote it. For plain text in NFC without curly quotes the two are the same.
-    """
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
+    """As the released code cleans it: wrongly decoded text repaired, curly quotes straightened and
+    full-width letters narrowed (`ftfy.fix_text`), HTML entities (also doubly escaped ones)
+    resolved, runs of whitespace to one blank, ends cut."""
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 
 def _load_model(
@@ -173,8 +162,8 @@ def _load_model(
 ) -> UMT5EncoderModel:
     from transformers import UMT5EncoderModel
 
-    config = _read_config(checkpoint_dir / CONFIG_FILE)
-    tensors = load_pth(checkpoint_dir / WEIGHTS_FILE)
+    config = _read_config(checkpoint_dir / TEXT_CONFIG_FILE)
+    tensors = load_pth(checkpoint_dir / TEXT_FILE)
     with torch.device("meta"):
         model = UMT5EncoderModel(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

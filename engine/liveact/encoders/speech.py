@@ -15,6 +15,11 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from liveact.checkpoint.layout import (
+    WAV2VEC_CONFIG_FILE,
+    WAV2VEC_PREPROCESSOR_FILE,
+    WAV2VEC_WEIGHTS_FILES,
+)
 from liveact.checkpoint.tensors import (
     FLOATS,
     TensorSource,
@@ -22,17 +27,15 @@ from liveact.checkpoint.tensors import (
     check_tensors,
     load_pth,
     open_tensor_file,
-    read_json,
-    read_size,
 )
 from liveact.errors import InputError
+from liveact.files import read_json, read_size
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 SAMPLE_RATE_HZ = 16_000
 
-_WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 # A checkpoint with a head on top keeps the encoder under this name.
 _PREFIX = "wav2vec2."
 # The factors of the weight-normalised convolution, as today's and as older torch names them.
@@ -63,8 +66,8 @@ class AudioEncoder:
             InputError: a file is missing or not what was expected.
         """
         wav2vec_dir = Path(wav2vec_dir)
-        normalize = _read_normalize(wav2vec_dir / "preprocessor_config.json")
-        model = _build_model(wav2vec_dir / "config.json")
+        normalize = _read_normalize(wav2vec_dir / WAV2VEC_PREPROCESSOR_FILE)
+        model = _build_model(wav2vec_dir / WAV2VEC_CONFIG_FILE)
         tensors = _open_weights(wav2vec_dir)
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         found = {name: _found_name(name, tensors) for name in shapes}
@@ -190,9 +193,11 @@ def _build_model(path: Path) -> Wav2Vec2Model:
 
 def _open_weights(directory: Path) -> TensorSource:
     """The tensors of a directory, safetensors before a pickle if both are there."""
-    present = [name for name in _WEIGHTS_FILES if (directory / name).exists()]
+    present = [name for name in WAV2VEC_WEIGHTS_FILES if (directory / name).exists()]
     if not present:
-        raise InputError(f"{directory}: expected {' or '.join(_WEIGHTS_FILES)}, found neither")
+        raise InputError(
+            f"{directory}: expected {' or '.join(WAV2VEC_WEIGHTS_FILES)}, found neither"
+        )
     path = directory / present[0]
     return open_tensor_file(path) if path.suffix == ".safetensors" else load_pth(path)
 

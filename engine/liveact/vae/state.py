@@ -47,6 +47,24 @@ class CausalState:
             use.conv: torch.zeros(use.shape, dtype=self.ops.dtype, device=device) for use in plan
         }
 
+    def fits(self, plan: list[Use]) -> bool:
+        """Whether the buffers are those of this plan."""
+        return [use.shape for use in plan] == [tuple(b.shape) for b in self._buffers.values()]
+
+    def clear(self) -> None:
+        """Forgets all frames; the buffers stay."""
+        for conv, buffer in self._buffers.items():
+            buffer[: conv.past_frames].zero_()
+
+    def release(self) -> None:
+        """Lets go of the buffers."""
+        self._buffers = {}
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the buffers, in bytes."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
     def convolve(
         self,
         conv: CausalConv3d,

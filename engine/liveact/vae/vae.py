@@ -1,14 +1,9 @@
 """The Wan 2.1 video autoencoder: 4×8×8 stride, 16 latent channels, causal in time.
 
-Every convolution that reaches back in time keeps the last input frames it has seen in a
-`CausalState`, so a video that arrives piece by piece gives the same result as the whole video at
-once, in memory that does not depend on its length. A state belongs to one stream; one `WanVAE`
-serves any number of them.
-
-- `WanVAE.encode` encodes a video: its first frame, then four frames at a time.
-- `StreamingDecoder` decodes block after block with the state kept (the default of the engine).
-- `WindowedDecoder` is the released way: each block starts afresh and re-decodes the 3 latent
-  frames before it.
+`Vae` holds the weights (shared, immutable), `VaeStream` one session's decoder. Every convolution
+that reaches back in time keeps the last input frames it has seen in a `CausalState`, so a video
+that arrives piece by piece gives the same result as the whole video at once, in memory that does
+not depend on its length.
 
 On a CPU everything is fp32. On a GPU the encoder is fp32 and the decoder bf16, with our kernels
 between the convolutions and each call of the decoder as one CUDA graph.
@@ -20,27 +15,21 @@ released model (base width 96) and a small one load alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from liveact.blocks import SPATIAL_STRIDE, TEMPORAL_STRIDE
 from liveact.checkpoint.tensors import FLOATS, PthTensors, assign_tensors, check_tensors, load_pth
 from liveact.errors import InputError
 from liveact.vae.layers import Decoder, Downsample, Encoder, ResidualBlock, Upsample
-from liveact.vae.ops import KernelOps, Launch, Pending, TorchOps, without_tf32
+from liveact.vae.ops import KernelOps, Launch, TorchOps, without_tf32
+from liveact.vae.queue import DecodeQueue
 from liveact.vae.state import EncoderState
-from liveact.vae.stream import DecodeQueue, DecoderState
+from liveact.vae.stream import LATENT_CHANNELS, VaeStream
+from liveact.vae.windowed import WindowedVaeStream
 
-LATENT_CHANNELS = 16
-TEMPORAL_STRIDE = 4  # video frames per latent frame; the first latent frame is 1 video frame
-SPATIAL_STRIDE = 8
-MAX_FRAMES_PER_CALL = 8
 _MAX_CHANNELS = 2**14  # no width beyond this is believed; the released model has 384
 
 # Normalised latent = (latent − mean) / std, per channel.
@@ -71,8 +60,14 @@ _RELEASED_NAMES = {
 }
 
 
-class WanVAE(nn.Module):
-    """The autoencoder of one checkpoint: immutable, shared by all streams."""
+class Vae(nn.Module):
+    """The autoencoder of one checkpoint on one device: immutable, shared by all streams.
+
+    Attributes:
+        encoder, decoder: the networks.
+        decoder_ops: what the decoder runs on.
+        queue: the CUDA stream that decoders take turns on; None on a CPU.
+    """
 
     _mean: torch.Tensor  # [1, 16, 1, 1, 1]
     _std: torch.Tensor  # [1, 16, 1, 1, 1]
@@ -84,8 +79,8 @@ class WanVAE(nn.Module):
         self.to_moments = nn.Conv3d(2 * LATENT_CHANNELS, 2 * LATENT_CHANNELS, 1)
         self.from_latent = nn.Conv3d(LATENT_CHANNELS, LATENT_CHANNELS, 1)
         self._ops = TorchOps(torch.float32)
-        self._decoder_ops = self._ops
-        self._queue: DecodeQueue | None = None
+        self.decoder_ops = self._ops
+        self.queue: DecodeQueue | None = None
         # On the CPU even while the modules are built on the meta device: no checkpoint has these.
         for name, values in (("_mean", _LATENT_MEAN), ("_std", _LATENT_STD)):
             constant = torch.tensor(values, device="cpu").view(1, -1, 1, 1, 1)
@@ -97,7 +92,7 @@ class WanVAE(nn.Module):
         path: Path | str,
         device: torch.device | str = "cpu",
         launch: Launch | None = None,
-    ) -> WanVAE:
+    ) -> Vae:
         """Loads `Wan2.1_VAE.pth`; `InputError` if it is not a complete VAE of this family.
 
         launch: how the decoder's kernels are launched (`liveact.device.kernels.launcher`); None:
@@ -108,7 +103,7 @@ class WanVAE(nn.Module):
     @classmethod
     def from_tensors(
         cls, tensors: PthTensors, device: torch.device | str, launch: Launch | None = None
-    ) -> WanVAE:
+    ) -> Vae:
         """The VAE of tensors with the released names, its sizes read off their shapes."""
         with torch.device("meta"):
             levels = _read_levels(tensors, "encoder.conv1.weight", "encoder.downsamples")
@@ -124,9 +119,9 @@ class WanVAE(nn.Module):
         assign_tensors(vae, found, device, torch.float32)
         vae = vae.to(device)
         if launch is not None:
-            vae._decoder_ops = KernelOps(launch)
+            vae.decoder_ops = KernelOps(launch)
         if vae.device.type == "cuda":
-            vae._queue = DecodeQueue(vae.device)
+            vae.queue = DecodeQueue(vae.device)
         return vae
 
     @property
@@ -178,102 +173,35 @@ class WanVAE(nn.Module):
         latents = mean.permute(3, 0, 1, 2).unsqueeze(0)  # [1, 16, 1 + k, H/8, W/8]
         return ((latents - self._mean) / self._std).contiguous()
 
-    def open_decoder(self, frames_per_call: int = 1) -> DecoderState:
-        """The state of a new stream, for `decode`.
+    def open_stream(self, frames_per_call: int = 1, *, windowed: bool = False) -> VaeStream:
+        """The decoder of a new session.
 
-        frames_per_call: latent frames that go through the decoder at a time. More make larger
-        convolutions, and the first frames of a block later.
+        Args:
+            frames_per_call: latent frames that go through the decoder at a time. More make larger
+                convolutions, and the first frames of a block later.
+            windowed: decode as the released pipeline does (`WindowedVaeStream`), one latent frame
+                at a time.
+
+        Raises InputError.
         """
-        if not 1 <= frames_per_call <= MAX_FRAMES_PER_CALL:
-            raise InputError(
-                f"frames_per_call: expected 1 to {MAX_FRAMES_PER_CALL}, got {frames_per_call}"
-            )
-        turn = nullcontext if self._queue is None else self._queue.turn
-        return DecoderState(self._decoder_ops, self.decoder, frames_per_call, self.device, turn)
+        return WindowedVaeStream(self) if windowed else VaeStream(self, frames_per_call)
 
-    def decoder_bytes(
+    def stream_bytes(
         self,
         latent_size: tuple[int, int],
         frames_per_call: int = 1,
         dtype: torch.dtype = torch.float32,
     ) -> int:
-        """Memory of a stream's state in bytes: what stays between calls, but for what the CUDA
-        graphs of a GPU work in."""
+        """Memory of a stream in bytes: what stays between calls, but for what the CUDA graphs of a
+        GPU work in."""
         plan = self.decoder.plan(frames_per_call, *latent_size)
         return dtype.itemsize * sum(math.prod(use.shape) for use in plan)
 
-    def decode(self, latents: torch.Tensor, state: DecoderState) -> Iterator[torch.Tensor]:
-        """Decodes the next latent frames of a stream, call after call, as they are asked for.
-
-        Splitting a sequence over several calls changes nothing. Abandoning the iterator leaves
-        the stream after the last piece taken.
-
-        Args:
-            latents: [16, n, h, w], normalised; any format, layout and device.
-            state: of `open_decoder`, moved on by each piece; used by one stream only.
-
-        Returns:
-            An iterator over pieces of video, [3, 4·t, 8·h, 8·w] float32 for t latent frames, not
-            clamped to [−1, 1]; the first piece of a fresh state is [3, 1, 8·h, 8·w].
-
-        Raises InputError for latents of another form or size than before, LiveActError after a call
-        that failed.
-        """
-        self._enter(latents, state)
-        return self._videos(latents, state)
-
-    def _videos(self, latents: torch.Tensor, state: DecoderState) -> Iterator[torch.Tensor]:
-        queue = self._queue
-        for part in state.calls(latents):
-            with nullcontext() if queue is None else queue.turn(part):
-                video = self._decoder_ops.video(self._decode(part, state))
-            yield video if queue is None else queue.hand_over(video)
-
-    def decode_pictures(
-        self, latents: torch.Tensor, state: DecoderState
-    ) -> Iterator[npt.NDArray[np.uint8]]:
-        """As `decode`, in pictures ready to show; see `to_uint8`.
-
-        On a GPU all calls are enqueued, each with its copy to the host behind it, before the first
-        piece is waited for; an iterator abandoned then leaves the stream after all of them.
-
-        Returns:
-            An iterator over pieces, each [4·t, 8·h, 8·w, 3] uint8 RGB, the caller's to keep.
-        """
-        self._enter(latents, state)
-
-        def call(part: torch.Tensor) -> torch.Tensor:
-            return self._decoder_ops.pictures(self._decode(part, state))
-
-        if self._queue is not None:
-            return self._queue.decode(latents, state, call)
-        return (call(part).numpy() for part in state.calls(latents))
-
-    def _enter(self, latents: torch.Tensor, state: DecoderState) -> None:
-        size = _latent_size(latents)
-        if state.latent_size not in (None, size):
-            raise InputError(
-                f"latents: expected height and width {state.latent_size} as before, found {size}"
-            )
-        state.check_whole()
-        if state.latent_size is None:
-            state.open(size)
-
-    @torch.no_grad()
-    def _decode(self, latents: torch.Tensor, state: DecoderState) -> Pending:
-        """latents [16, t, h, w] → what the last convolution leaves."""
+    def decoder_input(self, latents: torch.Tensor) -> torch.Tensor:
+        """latents [16, t, h, w], normalised → frames [t, h, w, 16] that the decoder takes."""
         frames = latents.to(self._mean) * self._std[0] + self._mean[0]
-        frames = frames.permute(1, 2, 3, 0).contiguous()  # [t, h, w, 16]
-        return state.run(self._ops.linear(self.from_latent, frames))
-
-
-def _latent_size(latents: torch.Tensor) -> tuple[int, int]:
-    """(h, w) of latents [16, n, h, w]; `InputError` if they are not of this form."""
-    if latents.dim() != 4 or latents.shape[0] != LATENT_CHANNELS or 0 in latents.shape:
-        raise InputError(
-            f"latents: expected [{LATENT_CHANNELS}, n, h, w], found {list(latents.shape)}"
-        )
-    return latents.shape[2], latents.shape[3]
+        frames = frames.permute(1, 2, 3, 0).contiguous()
+        return self._ops.linear(self.from_latent, frames)
 
 
 def _released_name(name: str) -> str:
@@ -323,93 +251,3 @@ def _channels_out(tensors: PthTensors, name: str) -> int:
             f"[2..{_MAX_CHANNELS}, _, _, _, _], found {found}"
         )
     return shape[0]
-
-
-# ----------------------------------------------------------------------------------- decoders
-
-
-class StreamingDecoder:
-    """Decodes block after block with all caches kept: exact, no seams, nothing twice."""
-
-    def __init__(self, vae: WanVAE, frames_per_call: int = 1) -> None:
-        self._vae = vae
-        self.state = vae.open_decoder(frames_per_call)
-
-    def decode_block(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
-        """latents [16, n, h, w] → pieces [3, 4·t, H, W] (the very first: 1 frame), as decoded."""
-        return self._vae.decode(latents, self.state)
-
-    def decode_pictures(self, latents: torch.Tensor) -> Iterator[npt.NDArray[np.uint8]]:
-        """latents [16, n, h, w] → pieces [4·t, H, W, 3] uint8 (the very first: 1 frame)."""
-        return self._vae.decode_pictures(latents, self.state)
-
-    def reset(self) -> None:
-        """The next block is the first of a new video."""
-        self.state.reset()
-
-    def close(self) -> None:
-        """As `reset`, and frees the memory."""
-        self.state.close()
-
-
-class WindowedDecoder:
-    """Decodes as the released pipeline does: caches start afresh for every block, the 3 latent
-    frames before it are decoded again and their 9 video frames dropped. 27 % more work for
-    blocks of 8, and a seam; there for comparison."""
-
-    CONTEXT = 3  # latent frames
-
-    def __init__(self, vae: WanVAE) -> None:
-        self._vae = vae
-        self._state = vae.open_decoder()
-        self._context: torch.Tensor | None = None  # [16, ≤ CONTEXT, h, w]
-
-    def decode_block(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
-        """latents [16, n, h, w] → n pieces [3, 4, H, W] (the very first: 1 frame), as decoded."""
-        window, known = self._window(latents)
-        return islice(self._vae.decode(window, self._state), known, None)
-
-    def decode_pictures(self, latents: torch.Tensor) -> Iterator[npt.NDArray[np.uint8]]:
-        """latents [16, n, h, w] → n pieces [4, H, W, 3] uint8 (the very first: 1 frame)."""
-        window, known = self._window(latents)
-        return islice(self._vae.decode_pictures(window, self._state), known, None)
-
-    def _window(self, latents: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """The latents with those before them, and how many those are."""
-        size = _latent_size(latents)
-        context = latents[:, :0] if self._context is None else self._context
-        if context.shape[2:] != size:
-            raise InputError(
-                f"latents: expected height and width {tuple(context.shape[2:])} as before, "
-                f"found {size}"
-            )
-        self._state.reset()
-        window = torch.cat([context, latents], dim=1)
-        # Cloned: a view would keep the whole window alive.
-        self._context = window[:, -self.CONTEXT :].clone()
-        return window, context.shape[1]
-
-    def reset(self) -> None:
-        """The next block is the first of a new video."""
-        self._context = None
-
-    def close(self) -> None:
-        """As `reset`, and frees the memory."""
-        self.reset()
-        self._state.close()
-
-
-def to_uint8(frames: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """Video frames as pictures: clamped to [−1, 1], mapped to 0..255, rounded half to even.
-
-    Args:
-        frames: [3, t, H, W], float, on any device; no NaN.
-
-    Returns:
-        [t, H, W, 3] uint8, contiguous, on the CPU.
-    """
-    if frames.dim() != 4 or frames.shape[0] != 3:
-        raise InputError(f"frames: expected [3, t, H, W], found {list(frames.shape)}")
-    scaled = (frames.float().clamp(-1.0, 1.0) + 1.0) * 127.5
-    pictures = scaled.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous()
-    return pictures.cpu().numpy()

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from benchmarks.kernel_cases import KernelCase, cases, make_values
 from liveact.vae.ops import KernelOps, Pending, TorchOps
-from liveact.vae.stream import RecordedCall
-from liveact.vae.vae import StreamingDecoder, WanVAE, to_uint8
+from liveact.vae.queue import RecordedCall
+from liveact.vae.vae import Vae, to_uint8
 from tests.kernels.interpreter import launch
 
 GOLDEN = Path(__file__).resolve().parents[4] / "shared" / "golden" / "vae"
@@ -144,42 +144,42 @@ def recorder() -> Recorder:
 
 
 @pytest.fixture
-def vae(recorder: Recorder) -> WanVAE:
-    return WanVAE.load(GOLDEN / "Wan2.1_VAE.pth", launch=recorder)
+def vae(recorder: Recorder) -> Vae:
+    return Vae.load(GOLDEN / "Wan2.1_VAE.pth", launch=recorder)
 
 
 @needs_golden
 @pytest.mark.parametrize("frames_per_call", [1, 3])
-def test_decodes_as_recorded(vae: WanVAE, frames_per_call: int) -> None:
+def test_decodes_as_recorded(vae: Vae, frames_per_call: int) -> None:
     """At most twice the error of the same layers in bf16 by torch."""
     latent = load_file(GOLDEN / "inputs.safetensors")["latent"][0][:, :6]
     expected = load_file(GOLDEN / "outputs.safetensors")["decode_stream"][0, :, :21]
 
-    def error(decoded: WanVAE) -> float:
-        pieces = StreamingDecoder(decoded, frames_per_call).decode_block(latent)
+    def error(decoded: Vae) -> float:
+        pieces = decoded.open_stream(frames_per_call).decode_video(latent)
         video = torch.cat(list(pieces), dim=1)
         assert video.dtype == torch.float32
         return float((video - expected).norm() / expected.norm())
 
-    plain = WanVAE.load(GOLDEN / "Wan2.1_VAE.pth")
+    plain = Vae.load(GOLDEN / "Wan2.1_VAE.pth")
     plain._decoder_ops = TorchOps(torch.bfloat16)
     bound = error(plain)
     assert 1e-3 < error(vae) < 2 * bound
 
 
 @needs_golden
-def test_every_layer_is_one_launch(vae: WanVAE, recorder: Recorder) -> None:
+def test_every_layer_is_one_launch(vae: Vae, recorder: Recorder) -> None:
     """In steady state one kernel per convolution and nothing else, the same ones into the same
     buffers call after call: what a graph needs."""
     latent = load_file(GOLDEN / "inputs.safetensors")["latent"][0]
-    decoder = StreamingDecoder(vae)
-    for pictures in decoder.decode_pictures(latent[:, :2]):
+    decoder = vae.open_stream()
+    for pictures in decoder.decode(latent[:, :2]):
         assert pictures.shape[1:] == (32, 48, 3)
     recorder.calls.clear()
-    list(decoder.decode_pictures(latent[:, 2:3]))
+    list(decoder.decode(latent[:, 2:3]))
     first = list(recorder.calls)
     recorder.calls.clear()
-    list(decoder.decode_pictures(latent[:, 3:4]))
+    list(decoder.decode(latent[:, 3:4]))
     assert [name for name, _ in first] == [name for name, _ in recorder.calls]
     buffers = {b[c.past_frames :].data_ptr() for c, b in decoder.state._buffers.items()}
 
@@ -197,10 +197,10 @@ def test_every_layer_is_one_launch(vae: WanVAE, recorder: Recorder) -> None:
 
 
 @needs_golden
-def test_a_recorded_call(vae: WanVAE, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recorded_call(vae: Vae, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Op by op, then recorded, then replayed; the input where the graph reads it."""
     latent = load_file(GOLDEN / "inputs.safetensors")["latent"][0]
-    state, plain = vae.open_decoder(), StreamingDecoder(vae)
+    state, plain = vae.open_stream(), vae.open_stream()
     records = []
 
     def record(call: Any, latents: Tensor) -> Any:
@@ -216,7 +216,7 @@ def test_a_recorded_call(vae: WanVAE, recorder: Recorder, monkeypatch: pytest.Mo
 
     buffer = torch.empty(16, 1, 4, 6)
     recorded = RecordedCall(buffer)
-    for i, expected in enumerate(plain.decode_pictures(latent[:, :5])):
+    for i, expected in enumerate(plain.decode(latent[:, :5])):
         part = latent[:, i : i + 1]
         found = call(part) if i == 0 else recorded(part, call)
         assert (found.numpy() == expected).all(), i

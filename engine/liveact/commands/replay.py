@@ -13,29 +13,52 @@ their own run of the released code with this engine, or send a report that can b
 
 from __future__ import annotations
 
-import contextlib
-import os
+import argparse
 import re
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from liveact._core import ModelConfig
+from liveact.blocks import RELEASED_CLOCK, RELEASED_SLOTS, Slots, audio_rows
+from liveact.checkpoint.layout import VAE_FILE, WAV2VEC_DIRECTORY
 from liveact.checkpoint.tensors import Tensors, open_tensor_file
-from liveact.device.devices import Devices
-from liveact.dit.dit import STEPS, Dit, MemoryPolicy, audio_rows
+from liveact.commands.options import check_choice, check_output
+from liveact.device.devices import Devices, open_devices
+from liveact.dit.dit import MEMORIES, STEPS, Dit, MemoryPolicy
 from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder
-from liveact.engine import CONDITION_FRAMES, VAE_FILE, WAV2VEC_DIRECTORY
 from liveact.errors import InputError
-from liveact.vae.vae import StreamingDecoder, WanVAE, WindowedDecoder
+from liveact.files import whole_file
+from liveact.vae.vae import Vae
 
 PARTS = ("dit", "vae", "encoders")
 EDITED_BLOCK = 3  # made with `text_edit` where that is present
+
+
+def run(options: argparse.Namespace) -> None:
+    """Checks the options, replays and says what was written."""
+    check_choice("part", options.part, PARTS)
+    check_choice("memory", options.memory, MEMORIES)
+    check_output(options.out, [options.inputs])
+    devices = open_devices(
+        options.device, options.vae_device, options.precision, options.checkpoint
+    )
+    print(f"device: {devices.reason}")
+    results = replay(
+        options.part,
+        options.checkpoint,
+        options.inputs,
+        options.out,
+        devices=devices,
+        policy=MemoryPolicy(options.memory),
+        audio_guidance=options.audio_guidance,
+        wav2vec=options.wav2vec,
+    )
+    print(f"{options.out}: {len(results)} tensors")
 
 
 def replay(
@@ -62,15 +85,8 @@ def replay(
             results = _replay_vae(checkpoint, given, devices)
         else:
             results = _replay_encoders(checkpoint, given, devices, wav2vec)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in results.items()}, partial)
-        partial.replace(out)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{out}: cannot be written: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    with whole_file(out) as partial:  # through memory: errors of the disk are then OSErrors
+        partial.write_bytes(save({name: tensor.contiguous() for name, tensor in results.items()}))
     return results
 
 
@@ -142,9 +158,10 @@ def _replay_dit(
             f"found {audio.shape[1]}"
         )
     num_blocks = _count_blocks(given)
-    if y.shape[1] < sum(policy.slots):
+    slots = Slots(*policy.slots)
+    if y.shape[1] < slots.total:
         raise InputError(
-            f"{given.source}: expected y to have at least {sum(policy.slots)} latent frames, "
+            f"{given.source}: expected y to have at least {slots.total} latent frames, "
             f"found {y.shape[1]}"
         )
     h, w = y.shape[2:]
@@ -152,13 +169,12 @@ def _replay_dit(
     stream.set_image(clip, y)
     results: dict[str, torch.Tensor] = {}
     for block in range(num_blocks):
-        n = stream.frames_of_next_block
-        shape = (channels, n, h, w)
+        shape = stream.latent_shape
         noise = _take(given, f"noise.{block}", shape)
         renoise = [_take(given, f"renoise.{block}.{step}", shape) for step in range(STEPS - 1)]
         stream.set_prompt(edited if block == EDITED_BLOCK else text)
         velocities = np.zeros((STEPS, *shape), np.float32)
-        rows = audio_rows(audio, block, n)
+        rows = audio_rows(audio, block, stream.clock)
         latent = stream.denoise(noise, torch.stack(renoise), rows, velocities=velocities)
         for step in range(STEPS):
             results[f"velocity.{block}.{step}"] = torch.from_numpy(velocities[step])
@@ -171,23 +187,24 @@ def _replay_dit(
 
 
 def _replay_vae(checkpoint: Path, given: Tensors, devices: Devices) -> dict[str, torch.Tensor]:
-    vae = WanVAE.load(checkpoint / VAE_FILE, devices.vae_torch_device, devices.vae_launch)
+    vae = Vae.load(checkpoint / VAE_FILE, devices.vae_torch_device, devices.vae_launch)
     results: dict[str, torch.Tensor] = {}
     if "image" in given:
         image = _take(given, "image", (1, 3, 1, None, None))
-        zeros = torch.zeros(1, 3, CONDITION_FRAMES - 1, *image.shape[3:])
+        zeros = torch.zeros(1, 3, RELEASED_CLOCK.condition_frames - 1, *image.shape[3:])
         results["encode_padded_image"] = vae.encode(torch.cat([image, zeros], dim=2)).cpu()
     if "video" in given:
         results["encode_video"] = vae.encode(_take(given, "video", (1, 3, None, None, None))).cpu()
     if "latent" in given:
         latent = _take(given, "latent", (1, 16, None, None, None))[0]
-        pieces = StreamingDecoder(vae).decode_block(latent)
+        pieces = vae.open_stream().decode_video(latent)
         results["decode_stream"] = torch.cat([p.cpu() for p in pieces], dim=1)[None]
-        windowed = WindowedDecoder(vae)
-        counts = [6] + [8] * ((latent.shape[1] - 6) // 8)
+        windowed = vae.open_stream(windowed=True)
+        first, later = RELEASED_SLOTS.context, RELEASED_SLOTS.current
+        counts = [first] + [later] * ((latent.shape[1] - first) // later)
         if sum(counts) == latent.shape[1]:
             for block, part in enumerate(latent.split(counts, dim=1)):
-                pieces = windowed.decode_block(part)
+                pieces = windowed.decode_video(part)
                 video = torch.cat([p.cpu() for p in pieces], dim=1)
                 results[f"decode_windowed_{block}"] = video[None]
     return _not_empty(results, given, "image, video or latent")

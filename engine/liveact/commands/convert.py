@@ -7,29 +7,30 @@ Everything else keeps its bytes: norms, biases and modulation go into what is de
 timesteps, which a model still computes. `_converted` in config.json says what was done and has the
 SHA-256 of every file of weights.
 
-One tensor is in memory at a time. The directory appears complete or not at all.
+One shard is in memory at a time. The directory appears complete or not at all.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
-import json
 import math
 import os
-import secrets
 import shutil
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
 
 import torch
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from liveact import _core
-from liveact.checkpoint.tensors import SAFETENSORS_DTYPES, Tensors, read_json
-from liveact.dit.dit import WEIGHTS_STEM, check_precision, open_weights, product_weights
+from liveact.checkpoint.layout import DIT_CONFIG_FILE, DIT_STEM
+from liveact.checkpoint.tensors import Tensors
+from liveact.commands.options import on_terminal
 from liveact.dit.precision import (
     CONVERTED_KEY,
     CONVERTED_VERSION,
@@ -37,35 +38,62 @@ from liveact.dit.precision import (
     PrecisionPolicy,
     converted_precision,
     format_of,
+    read_precision,
 )
+from liveact.dit.weights import DTYPE_NAMES, check_precision, open_weights, product_weights
 from liveact.errors import InputError
+from liveact.files import one_line, read_json, whole_directory, write_json
 
-SHARD_BYTES = 4 * 10**9
-_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
-_CORE_NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+SHARD_BYTES = 10**9
 
 # (bytes written, bytes in all), after every tensor.
-Progress = Callable[[int, int], None]
+Report = Callable[[int, int], None]
+
+
+def run(options: argparse.Namespace) -> None:
+    """Converts with a progress bar and says what was done."""
+    precision = read_precision(options.precision)
+    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not on_terminal()) as bar:
+        task = bar.add_task("", total=None)
+        result = convert(
+            options.directory,
+            options.out,
+            precision,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print(f"{options.out}: {result}")
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A tensor of the result. source: the tensor it is made of; narrow: by quantising it."""
+class _Source:
+    """A tensor of the checkpoint and what becomes of it. narrow: codes and scales, in fp8."""
 
     name: str
-    dtype: torch.dtype
     shape: tuple[int, ...]
-    source: str
-    narrow: bool = False
+    dtype: torch.dtype
+    narrow: bool
 
     @property
     def num_bytes(self) -> int:
+        """In the result."""
+        if self.narrow:
+            return math.prod(self.shape) + torch.float32.itemsize * self.shape[0]
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass
 class Conversion:
-    """What was done. Bytes of the DiT; files: other than the DiT's."""
+    """What was done.
+
+    Attributes:
+        precision: what it was converted to.
+        bytes_before: of the DiT's tensors.
+        bytes_after: of the DiT's tensors.
+        shards: files that they are in.
+        linked: other files that are hard links.
+        copied: other files that are copies.
+    """
 
     precision: Precision
     bytes_before: int
@@ -88,7 +116,7 @@ def convert(
     precision: Precision = "fp8",
     *,
     shard_bytes: int = SHARD_BYTES,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> Conversion:
     """Writes `out`, which must not exist or be empty.
 
@@ -96,12 +124,15 @@ def convert(
         checkpoint: a directory in the released layout, not converted yet.
         precision: `fp8`, or a policy; its products in bf16 keep the stored weights.
         shard_bytes: where a file of weights ends.
+        progress: told the bytes done and the bytes in all, after every tensor.
 
     Raises InputError for a bad checkpoint, a precision with nothing to convert to, an `out` that is
-    in use or in the checkpoint, too little room on the disk, or a file that cannot be written.
+    in use or in the checkpoint, too little space on the disk, or a file that cannot be written.
     """
     if isinstance(precision, str) and precision != "fp8":
-        raise InputError(f"precision: expected fp8 or a policy file to convert to, got {precision}")
+        raise InputError(
+            f"precision: expected fp8 or a policy file to convert to, found {precision}"
+        )
     if converted_precision(checkpoint) is not None:
         raise InputError(f"{checkpoint}: expected a checkpoint as released, found a converted one")
     config, tensors = open_weights(checkpoint)
@@ -110,17 +141,12 @@ def convert(
     _check_target(target, checkpoint.resolve())
     shards = list(_plan(tensors, config, precision, shard_bytes))
     others = _other_files(checkpoint, tensors)
-    try:
-        _check_room(target.parent, shards, others)
-        partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
-        partial.mkdir()
-        try:
-            result = _write(partial, checkpoint, tensors, precision, shards, others, progress)
-            partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
+    with whole_directory(target) as partial:
+        _check_space(target.parent, shards, others)
+        result = _write_weights(partial, checkpoint, tensors, precision, shards, progress)
+        for name, source in others.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (result.linked if _link(source, partial / name) else result.copied).append(name)
     return result
 
 
@@ -139,121 +165,80 @@ def _check_target(target: Path, checkpoint: Path) -> None:
 
 def _plan(
     tensors: Tensors, config: _core.ModelConfig, precision: Precision, shard_bytes: int
-) -> Iterator[list[_Entry]]:
-    """The tensors of each shard: as many as fit, a weight and its scale in one."""
+) -> Iterator[list[_Source]]:
+    """The tensors of each shard: as many as fit."""
     products = product_weights(config.num_layers)
-    shard: list[_Entry] = []
+    shard: list[_Source] = []
     for name in tensors:
-        shape, dtype = tensors.shape(name), tensors.dtype(name)
-        if name in products and format_of(precision, *products[name]) == "fp8":
-            entries = [
-                _Entry(f"{name}_scale", torch.float32, shape[:1], name, narrow=True),
-                _Entry(name, torch.float8_e4m3fn, shape, name, narrow=True),
-            ]
-        else:
-            entries = [_Entry(name, dtype, shape, name)]
-        size = sum(entry.num_bytes for entry in shard + entries)
-        if shard and size > shard_bytes:
+        narrow = name in products and format_of(precision, *products[name]) == "fp8"
+        source = _Source(name, tensors.shape(name), tensors.dtype(name), narrow)
+        if shard and sum(s.num_bytes for s in shard) + source.num_bytes > shard_bytes:
             yield shard
             shard = []
-        shard += entries
+        shard.append(source)
     yield shard
 
 
-def _write_shard(
-    path: Path, entries: list[_Entry], tensors: Tensors, wrote: Callable[[int], None]
-) -> str:
-    """One safetensors file, tensor by tensor; returns its SHA-256."""
-    # Wide formats first, so that every tensor is aligned to its element.
-    ordered = sorted(entries, key=lambda entry: -entry.dtype.itemsize)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for entry in ordered:
-        begin, end = end, end + entry.num_bytes
-        header[entry.name] = {
-            "dtype": _NAMES[entry.dtype],
-            "shape": list(entry.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
-    with path.open("w+b") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        start = file.tell()
-        for entry in entries:
-            _write_tensor(file, entry, header, start, tensors)
-            wrote(entry.num_bytes)
-        file.flush()
-        os.fsync(file.fileno())
-        file.seek(0)
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_tensor(
-    file: IO[bytes], entry: _Entry, header: dict[str, Any], start: int, tensors: Tensors
-) -> None:
-    """A weight that is quantised is written together with its scale, when the weight's turn is."""
-
-    def put(name: str, data: Any) -> None:
-        file.seek(start + header[name]["data_offsets"][0])
-        file.write(data)
-
-    if not entry.narrow:
-        put(entry.name, tensors[entry.name].flatten().view(torch.uint8).numpy().data)
-    elif entry.name == entry.source:
-        weight = tensors[entry.source]
-        codes, scale = _core.quantize_weight(
-            weight.data_ptr(), _CORE_NAMES[weight.dtype], list(weight.shape)
-        )
-        put(entry.name, codes.data)
-        put(f"{entry.name}_scale", scale.data)
-
-
-def _write(
+def _write_weights(
     directory: Path,
     checkpoint: Path,
     tensors: Tensors,
     precision: Precision,
-    shards: list[list[_Entry]],
-    others: dict[str, Path],
-    progress: Progress | None,
+    shards: list[list[_Source]],
+    progress: Report | None,
 ) -> Conversion:
-    total = sum(entry.num_bytes for shard in shards for entry in shard)
+    """All shards, their index and config.json."""
+    total = sum(source.num_bytes for shard in shards for source in shard)
     before = sum(math.prod(tensors.shape(name)) * tensors.dtype(name).itemsize for name in tensors)
-    written = 0
-
-    def wrote(num_bytes: int) -> None:
-        nonlocal written
-        written += num_bytes
-        if progress is not None:
-            progress(written, total)
-
-    count = len(shards)
-    names = [f"{WEIGHTS_STEM}-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-    hashes = {
-        name: _write_shard(directory / name, shard, tensors, wrote)
-        for name, shard in zip(names, shards, strict=True)
-    }
-    shard_of = {e.name: n for n, shard in zip(names, shards, strict=True) for e in shard}
+    done = 0
+    shard_of: dict[str, str] = {}
+    hashes: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file_name = f"{DIT_STEM}-{number:05}-of-{len(shards):05}.safetensors"
+        written: dict[str, torch.Tensor] = {}
+        for source in shard:
+            written |= _converted(source, tensors)
+            done += source.num_bytes
+            if progress is not None:
+                progress(done, total)
+        hashes[file_name] = _write_shard(directory / file_name, written)
+        shard_of |= dict.fromkeys(written, file_name)
     index = {"metadata": {"total_size": total}, "weight_map": shard_of}
-    _write_json(directory / f"{WEIGHTS_STEM}.safetensors.index.json", index)
+    write_json(directory / f"{DIT_STEM}.safetensors.index.json", index)
     record = {
         "version": CONVERTED_VERSION,
         "by": f"liveact-engine {version('liveact-engine')}",
         "precision": precision.to_json() if isinstance(precision, PrecisionPolicy) else precision,
         "sha256": hashes,
     }
-    config = read_json(checkpoint / "config.json")
-    _write_json(directory / "config.json", config | {CONVERTED_KEY: record})
-    result = Conversion(precision, before, total, len(shards))
-    for name, source in others.items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (result.linked if _link(source, directory / name) else result.copied).append(name)
-    return result
+    config = read_json(checkpoint / DIT_CONFIG_FILE)
+    write_json(directory / DIT_CONFIG_FILE, config | {CONVERTED_KEY: record})
+    return Conversion(precision, before, total, len(shards))
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+def _converted(source: _Source, tensors: Tensors) -> dict[str, torch.Tensor]:
+    """What a tensor becomes: itself, or codes and scales."""
+    tensor = tensors[source.name]
+    if not source.narrow:
+        return {source.name: tensor}
+    codes, scale = _core.quantize_weight(
+        tensor.data_ptr(), DTYPE_NAMES[tensor.dtype], list(tensor.shape)
+    )
+    return {
+        source.name: torch.from_numpy(codes).view(torch.float8_e4m3fn),
+        f"{source.name}_scale": torch.from_numpy(scale),
+    }
+
+
+def _write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> str:
+    """One safetensors file; returns its SHA-256."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # also where the system refuses
+        raise InputError(f"{path.name}: cannot be written: {one_line(error)}") from error
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ------------------------------------------------------------------------------- other files
@@ -261,7 +246,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 def _other_files(checkpoint: Path, tensors: Tensors) -> dict[str, Path]:
     """Every file but the DiT's and hidden ones: name in the checkpoint → the file itself."""
-    own = {tensors.file_of(name).name for name in tensors} | {"config.json", tensors.source.name}
+    own = {tensors.file_of(name).name for name in tensors} | {DIT_CONFIG_FILE, tensors.source.name}
     found: dict[str, Path] = {}
     seen: set[Path] = set()
     # Links are followed, as a download cache is made of them; each directory once.
@@ -279,13 +264,13 @@ def _other_files(checkpoint: Path, tensors: Tensors) -> dict[str, Path]:
     return found
 
 
-def _check_room(parent: Path, shards: list[list[_Entry]], others: dict[str, Path]) -> None:
-    """Refuses what would fill the disk. Other files take room where they cannot be linked."""
+def _check_space(parent: Path, shards: list[list[_Source]], others: dict[str, Path]) -> None:
+    """Refuses what would fill the disk. Other files take space where they cannot be linked."""
     device = parent.stat().st_dev
     copied = [f.stat() for f in others.values()]
     needed = sum(stat.st_size for stat in copied if stat.st_dev != device)
     for shard in shards:
-        needed += sum(entry.num_bytes + 256 for entry in shard)  # 256: its line in the header
+        needed += sum(source.num_bytes + 256 for source in shard)  # 256: its line in the header
     free = shutil.disk_usage(parent).free
     if needed > free:
         raise InputError(

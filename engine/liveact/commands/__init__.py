@@ -1,0 +1,1 @@
+"""The commands of `liveact`: one module each, with `run(options)`."""

@@ -1,0 +1,52 @@
+"""`liveact doctor`: what is usable on this machine, and why not where it is not."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from liveact import _core
+from liveact.device.devices import cuda_obstacle
+
+_PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow", "av", "soxr")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints the table."""
+    Console().print(doctor())
+
+
+def doctor() -> Table:
+    """What is usable on this machine, and why not where it is not."""
+    table = Table(title="LiveAct engine", title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("state")
+    table.add_row("version", version("liveact-engine"))
+    table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
+    for package in _PACKAGES:
+        try:
+            table.add_row(package, version(package))
+        except PackageNotFoundError:
+            table.add_row(package, "[red]not installed[/red]")
+    try:
+        _core.open_cpu()
+        threads = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())
+        table.add_row(
+            "cpu backend", f"usable: fp32, bf16, fp8 (emulated), policy files; {threads} threads"
+        )
+    except _core.CoreError as error:
+        table.add_row("cpu backend", f"[red]not usable: {error}[/red]")
+    obstacle = cuda_obstacle()
+    table.add_row("cuda backend", f"not usable: {obstacle}" if obstacle else "usable")
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        table.add_row("CUDA in torch", ", ".join(names))
+    else:
+        table.add_row("CUDA in torch", "no device: VAE and encoders on the CPU")
+    return table

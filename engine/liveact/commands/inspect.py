@@ -1,0 +1,111 @@
+"""`liveact inspect`: sizes and memory of a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from liveact import _core
+from liveact.blocks import RELEASED_SLOTS, SIDE_MULTIPLE, check_size, latent_size
+from liveact.checkpoint.layout import DIT_CONFIG_FILE, VAE_FILE
+from liveact.checkpoint.tensors import Tensors
+from liveact.commands.options import parse_size
+from liveact.dit.precision import Precision, choose_precision, converted_precision, core_precision
+from liveact.dit.weights import check_precision, open_weights
+from liveact.encoders.portrait import ImageEncoder
+from liveact.errors import InputError
+from liveact.files import read_json
+from liveact.vae.vae import Vae
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints the table. Raises InputError."""
+    size = parse_size(options.size)
+    Console().print(
+        inspect_checkpoint(options.directory, size, options.precision, options.audio_guidance)
+    )
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**28 else f"{num_bytes / 2**20:.1f} MiB"
+
+
+def inspect_checkpoint(
+    directory: Path, size: tuple[int, int], given: str | None, audio_guidance: float
+) -> Table:
+    """Sizes, parameter counts and memory of one session in a precision. Raises InputError."""
+    check_size(*size)
+    config, tensors = open_weights(directory)
+    precision = choose_precision(given, directory) or "fp32"
+    check_precision(tensors, config, precision, directory)
+    table = Table(title=str(directory), title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("value")
+    if read_json(directory / DIT_CONFIG_FILE).get("_demo"):
+        table.add_row("weights", "random (made by demo-checkpoint): the picture is texture")
+    for row in _dit_rows(directory, config, tensors):
+        table.add_row(*row)
+    vae = Vae.load(directory / VAE_FILE)
+    table.add_row("VAE", f"{vae.parameter_count / 1e6:,.1f} M parameters")
+    width, height = size
+    tokens = (width // SIDE_MULTIPLE) * (height // SIDE_MULTIPLE)
+    table.add_row("picture", f"{width}×{height}: {tokens} tokens per latent frame")
+    weight_bytes, stream_bytes = _dit_bytes(
+        directory, config, tensors, precision, latent_size(size), audio_guidance
+    )
+    table.add_row("precision", str(precision))
+    short = precision if isinstance(precision, str) else "policy"
+    table.add_row(f"DiT weights, {short}", _gib(weight_bytes))
+    table.add_row(f"one session, {short}", f"{_gib(stream_bytes)} beside the weights, constant")
+    in_fp32 = vae.stream_bytes(latent_size(size))
+    in_bf16 = vae.stream_bytes(latent_size(size), dtype=torch.bfloat16)
+    table.add_row(
+        "one session, VAE decode", f"{_gib(in_fp32)} on a CPU, {_gib(in_bf16)} on a GPU (bf16)"
+    )
+    return table
+
+
+def _dit_rows(
+    directory: Path, config: _core.ModelConfig, tensors: Tensors
+) -> Iterator[tuple[str, str]]:
+    parameters = sum(math.prod(shape) for shape in _core.expected_tensors(config).values())
+    yield "DiT", f"{parameters / 1e6:,.1f} M parameters, {config.num_layers} layers"
+    heads = f"{config.num_heads} heads × {config.dim // config.num_heads}"
+    yield "", f"width {config.dim} = {heads}, FFN {config.ffn_dim}"
+    files = {tensors.file_of(name) for name in tensors}
+    stored_in = converted_precision(directory)
+    origin = "as released" if stored_in is None else f"converted: {stored_in}, loads as it lies"
+    size = _gib(sum(file.stat().st_size for file in files))
+    yield "DiT files", f"{size} in {len(files)}, {origin}"
+
+
+def _dit_bytes(
+    directory: Path,
+    config: _core.ModelConfig,
+    tensors: Tensors,
+    precision: Precision,
+    latent: tuple[int, int],
+    audio_guidance: float,
+) -> tuple[int, int]:
+    """Device memory of the weights and of one session."""
+    stored = "bf16" if tensors.dtype("head.head.weight") == torch.bfloat16 else "fp32"
+    image_tokens = ImageEncoder.load(directory).tokens
+    try:
+        return _core.required_bytes(
+            _core.open_cpu(),
+            config,
+            core_precision(precision),
+            stored,
+            *latent,
+            RELEASED_SLOTS,
+            audio_guidance,
+            image_tokens,
+        )
+    except _core.CoreError as error:
+        raise InputError(f"{directory}: {error}") from None
