@@ -11,13 +11,13 @@ import torch
 from pipeline_helpers import Background, demo_checkpoint
 from torch import Tensor
 
-from benchmarks.plain_torch import audio_rows as plain_audio_rows
 from liveact import _core
 from liveact.checkpoint import open_tensors
 from liveact.demo_weights import random_checkpoint
 from liveact.devices import open_devices, parse_device
 from liveact.dit import WEIGHTS_STEM, Dit, DitStream, MemoryPolicy, audio_rows, read_config
 from liveact.errors import DeviceError, InputError, LiveActError, SessionError
+from reference import audio_rows as reference_audio_rows
 
 AUDIO_DIM = 192
 
@@ -168,7 +168,7 @@ def test_audio_rows(features: int) -> None:
     audio = torch.arange(features * 2.0).view(features, 1, 2)
     for block in range(5):
         found = audio_rows(audio, block, 8 if block else 6)
-        assert torch.equal(found, plain_audio_rows(audio, block))
+        assert torch.equal(found, reference_audio_rows(audio, block))
 
 
 def test_sizes_are_read_from_the_configuration_and_the_tensors(tmp_path: Path) -> None:

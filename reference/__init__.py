@@ -1,0 +1,39 @@
+"""The LiveAct model in plain PyTorch: one statement of its mathematics, in three roles.
+
+It is the independent oracle of the tests: it shares no code with the engine and agrees with the
+recordings of the released model. It is the baseline of the benchmarks: a session does the work that
+the released code does. And it is what a trainer differentiates: batched, with gradients through
+cached keys, values and the memory's taps, its `state_dict()` in the released names. Nothing here is
+fused, and nothing is kept that can be computed again. Not in the wheel.
+
+Reading order: `layout` (which slot holds what), `dit_layers`, `dit` (one velocity evaluation),
+`dit_stream` (a session).
+"""
+
+from reference.dit import DiT, stack_texts
+from reference.dit_layers import KVCache
+from reference.dit_stream import TIMESTEPS, DiTStream
+from reference.layout import (
+    BlockPlan,
+    Layout,
+    UpdateTable,
+    audio_rows,
+    audio_windows,
+    plan_block,
+    update_table,
+)
+
+__all__ = [
+    "TIMESTEPS",
+    "BlockPlan",
+    "DiT",
+    "DiTStream",
+    "KVCache",
+    "Layout",
+    "UpdateTable",
+    "audio_rows",
+    "audio_windows",
+    "plan_block",
+    "stack_texts",
+    "update_table",
+]
