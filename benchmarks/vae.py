@@ -1,7 +1,7 @@
 """The streaming VAE decode of one block, beside the released way in plain PyTorch.
 
 The clock runs from latents on the host to uint8 pictures on the host: 8 latent frames, 32 pictures.
-The released way (benchmarks/plain_vae.py) decodes 11 latent frames for the same 32 pictures. Both
+The released way (reference/vae_stream.py) decodes 11 latent frames for the same 32 pictures. Both
 run in this process, on the same weights and threads, block by block in turn, after one block each
 that is not counted. On a GPU both are bf16; the released way then runs in channels-last memory.
 """
@@ -22,7 +22,6 @@ from torch.nn import functional as F
 
 from benchmarks.machine import weights_hash
 from benchmarks.options import picture_size, positive
-from benchmarks.plain_vae import PlainDecoder
 from benchmarks.spread import FIELDS as SPREAD
 from benchmarks.spread import median_ratio, spread
 from benchmarks.timing import Clock
@@ -33,6 +32,7 @@ from liveact.engine import VAE_FILE
 from liveact.errors import LiveActError
 from liveact.vae import SPATIAL_STRIDE, StreamingDecoder, WanVAE, to_uint8
 from liveact.vae_ops import without_tf32
+from reference import VAEStream
 
 LATENT_FRAMES, FIRST_LATENT_FRAMES = 8, 6
 PICTURES = 4 * LATENT_FRAMES
@@ -77,7 +77,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     tensors, source = _weights(options)
     vae = WanVAE.from_tensors(tensors, device, devices.vae_launch)
     dtype = torch.float32 if on_cpu else torch.bfloat16
-    plain = PlainDecoder({name: _plain_form(tensors[name], device, dtype) for name in tensors})
+    plain = VAEStream({name: _plain_form(tensors[name], device, dtype) for name in tensors})
     generator = torch.Generator().manual_seed(options.seed)
     count = FIRST_LATENT_FRAMES + LATENT_FRAMES * (1 + options.repeat)
     latents = torch.randn(16, count, *latent_size, generator=generator)

@@ -7,7 +7,7 @@ cached keys, values and the memory's taps, its `state_dict()` in the released na
 fused, and nothing is kept that can be computed again. Not in the wheel.
 
 Reading order: `layout` (which slot holds what), `dit_layers`, `dit` (one velocity evaluation),
-`dit_stream` (a session).
+`dit_stream` (a session), `vae` (a whole video at once), `vae_stream` (block by block, as released).
 """
 
 from reference.dit import DiT, stack_texts
@@ -22,15 +22,20 @@ from reference.layout import (
     plan_block,
     update_table,
 )
+from reference.vae import VAE, VAESizes
+from reference.vae_stream import VAEStream
 
 __all__ = [
     "TIMESTEPS",
+    "VAE",
     "BlockPlan",
     "DiT",
     "DiTStream",
     "KVCache",
     "Layout",
     "UpdateTable",
+    "VAESizes",
+    "VAEStream",
     "audio_rows",
     "audio_windows",
     "plan_block",

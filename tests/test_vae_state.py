@@ -14,7 +14,6 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.plain_vae import PlainDecoder
 from liveact import vae_ops
 from liveact.checkpoint import PthTensors
 from liveact.demo_weights import random_vae
@@ -24,6 +23,7 @@ from liveact.vae_modules import Encoder, FrameAttention
 from liveact.vae_ops import TorchOps
 from liveact.vae_state import CausalState, EncoderState
 from liveact.vae_stream import DecoderState
+from reference import VAEStream
 from tests.conftest import relative_error
 
 TENSORS = {name: tensor.float() for name, tensor in random_vae(8, 0).items()}
@@ -50,7 +50,7 @@ def video(decoder: StreamingDecoder | WindowedDecoder, latents: torch.Tensor) ->
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (5, 2)])
 def test_any_size_decodes_as_plain_pytorch(vae, size, frames_per_call):
     latents = latents_of(5, *size)
-    expected = PlainDecoder(TENSORS).decode_block(latents)
+    expected = VAEStream(TENSORS).decode_block(latents)
     found = video(StreamingDecoder(vae, frames_per_call), latents).clamp(-1, 1)
     assert relative_error(found, expected) < 1e-5  # fp32, as in test_vae.py
 
