@@ -1,8 +1,8 @@
 """The DiT that a user would otherwise write, in the variants a user would try.
 
-All of them are plain_torch.PlainDiT on the same weights. On a GPU: BF16; FP8 in the linears of the
+All of them are reference.DiT on the same weights. On a GPU: BF16; FP8 in the linears of the
 layers through torch._scaled_mm with the engine's own scales (one per token, one per channel); the
-same with every layer through torch.compile. One PlainStream serves all, since its 14 latent frames
+same with every layer through torch.compile. One DiTStream serves all, since its 14 latent frames
 of keys and values are 35 GB at the released size: the variants take turns at moving it on.
 """
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from benchmarks.models import Loaded
 from benchmarks.peaks import row_scales
-from benchmarks.plain_torch import PlainDiT, PlainStream
 from liveact.errors import InputError
+from reference import DiT, DiTStream
 
 
 class ScaledLinear(nn.Module):
@@ -48,7 +48,7 @@ class ScaledLinear(nn.Module):
 _LONG = ("self_attn", "cross_attn.q", "cross_attn.o", "q_linear", "audio_cross_attn.proj", "ffn")
 
 
-def with_fp8_linears(model: PlainDiT) -> PlainDiT:
+def with_fp8_linears(model: DiT) -> DiT:
     """A copy that shares everything but the long linears of its layers."""
     result = _shallow(model)
     result.blocks = nn.ModuleList(copy.deepcopy(layer, _kept(layer)) for layer in model.blocks)
@@ -60,7 +60,7 @@ def with_fp8_linears(model: PlainDiT) -> PlainDiT:
     return result
 
 
-def compiled(model: PlainDiT) -> PlainDiT:
+def compiled(model: DiT) -> DiT:
     """A copy whose layers go through torch.compile."""
     result = _shallow(model)
     layers = [cast(nn.Module, torch.compile(layer)) for layer in model.blocks]
@@ -68,7 +68,7 @@ def compiled(model: PlainDiT) -> PlainDiT:
     return result
 
 
-def _shallow(model: PlainDiT) -> PlainDiT:
+def _shallow(model: DiT) -> DiT:
     result = copy.copy(model)
     result._modules = dict(model._modules)
     return result
@@ -83,7 +83,7 @@ class Baselines:
     """The variants by name, and the stream that they take turns on.
 
     `missing` says of each that did not work, why. text [n, text_dim], clip [257, clip_dim],
-    y [20, 14, h, w], audio [S, layers, channels] as for PlainStream. Raises InputError for a
+    y [20, 14, h, w], audio [S, layers, channels] as for DiTStream. Raises InputError for a
     converted checkpoint: the weights that plain PyTorch needs are not in it.
     """
 
@@ -97,14 +97,14 @@ class Baselines:
         if not stored <= {torch.float32, torch.bfloat16}:
             raise InputError(f"{loaded.source}: expected weights in bf16 or fp32, found {stored}")
         tensors = {key: loaded.weights[key].to(device) for key in loaded.weights}
-        model = PlainDiT(loaded.config, tensors, dtype=dtype)
+        model = DiT.from_tensors(loaded.config, tensors, dtype=dtype).requires_grad_(False)
         self.models = {f"plain PyTorch, {name}": model}
         self.missing: dict[str, str] = {}
         if device.type == "cuda":
             fp8 = with_fp8_linears(model)
             self.models["plain PyTorch, FP8 linears"] = fp8
             self.models["plain PyTorch, FP8 linears, torch.compile"] = compiled(fp8)
-        self.stream = PlainStream(model, text=text, clip=clip, y=y, audio=audio)
+        self.stream = DiTStream(model, text=text, clip=clip, y=y, audio=audio)
 
     def denoise(self, name: str, noise: Tensor, renoise: Tensor) -> Tensor | None:
         """The next block by one variant; None when it failed, now or before."""
@@ -112,7 +112,9 @@ class Baselines:
             return None
         self.stream.model = self.models[name]
         try:
-            return self.stream.denoise(noise, list(renoise))
+            # Without gradients it writes its caches in place, as the released code does.
+            with torch.no_grad():
+                return self.stream.denoise(noise, list(renoise))
         except Exception as error:  # of torch.compile, whatever they are
             self.missing[name] = " ".join(str(error).split())[:200]
             return None

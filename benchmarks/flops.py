@@ -5,7 +5,7 @@ Only matrix products are counted, as everybody who publishes TFLOPs does: a prod
 the memory's 5-tap filter are below 0.1 % of it and move bytes, not FLOP. Two counts:
 
 - `engine_block`: what this runtime computes in a steady block.
-- `plain_block`: what the released way computes (benchmarks/plain_torch.py): keys of text, image and
+- `plain_block`: what the released way computes (reference/dit.py): keys of text, image and
   audio anew at every step, padding attended to row by row. torch's own counter, run over the plain
   model, must give exactly this number (tests/test_bench_flops.py).
 

@@ -21,8 +21,8 @@ from benchmarks.kernel_ops import (
 )
 from benchmarks.peaks import row_scales
 from benchmarks.peers import attention_peers
-from benchmarks.plain_layers import rotation_table
 from liveact import _core
+from reference.dit_layers import rotation_table
 
 HEAD_DIM = 128
 VALUE_STRIDE = 128  # kValueStride of csrc/ops.h

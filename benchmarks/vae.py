@@ -1,7 +1,7 @@
 """The streaming VAE decode of one block, beside the released way in plain PyTorch.
 
 The clock runs from latents on the host to uint8 pictures on the host: 8 latent frames, 32 pictures.
-The released way (benchmarks/plain_vae.py) decodes 11 latent frames for the same 32 pictures. Both
+The released way (reference/vae_stream.py) decodes 11 latent frames for the same 32 pictures. Both
 run in this process, on the same weights and threads, block by block in turn, after one block each
 that is not counted. On a GPU both are bf16; the released way then runs in channels-last memory.
 """
@@ -22,7 +22,6 @@ from torch.nn import functional as F
 
 from benchmarks.machine import weights_hash
 from benchmarks.options import picture_size, positive
-from benchmarks.plain_vae import PlainDecoder
 from benchmarks.spread import FIELDS as SPREAD
 from benchmarks.spread import median_ratio, spread
 from benchmarks.timing import Clock
@@ -34,7 +33,8 @@ from liveact.device.devices import open_devices
 from liveact.errors import LiveActError
 from liveact.vae.ops import without_tf32
 from liveact.vae.stream import VaeStream
-from liveact.vae.vae import Vae, to_uint8
+from liveact.vae.vae import Vae
+from reference import VAEStream, to_uint8
 
 LATENT_FRAMES, FIRST_LATENT_FRAMES = 8, 6
 PICTURES = 4 * LATENT_FRAMES
@@ -79,7 +79,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     tensors, source = _weights(options)
     vae = Vae.from_tensors(tensors, device, devices.vae_launch)
     dtype = torch.float32 if on_cpu else torch.bfloat16
-    plain = PlainDecoder({name: _plain_form(tensors[name], device, dtype) for name in tensors})
+    plain = VAEStream({name: _plain_form(tensors[name], device, dtype) for name in tensors})
     generator = torch.Generator().manual_seed(options.seed)
     count = FIRST_LATENT_FRAMES + LATENT_FRAMES * (1 + options.repeat)
     latents = torch.randn(16, count, *latent_size, generator=generator)
@@ -88,13 +88,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     )
 
     ours = vae.open_stream(options.frames_per_call)
-    expected = plain.decode_video(first).float().cpu()
+    expected = plain.decode_block(first).float().cpu()
     found = torch.cat(list(ours.decode_video(first)), dim=1).cpu().clamp(-1, 1)
     times: dict[str, list[float]] = {"ours": [], "first": [], "released": []}
     for block in blocks:
         whole_ms, first_ms = _time_ours(ours, block)
         start = time.perf_counter()
-        to_uint8(plain.decode_video(block))
+        to_uint8(plain.decode_block(block))
         times["released"].append(1e3 * (time.perf_counter() - start))
         times["ours"].append(whole_ms)
         times["first"].append(first_ms)

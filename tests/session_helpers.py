@@ -96,11 +96,11 @@ class Gate:
 
 
 def stream_of(session: Session) -> Any:
-    return session._workers._stream
+    return session._workers._pipeline.stream
 
 
 def decoder_of(session: Session) -> Any:
-    return session._workers._decoder
+    return session._workers._pipeline.decoder
 
 
 def fail(*_: object, **__: object) -> Any:

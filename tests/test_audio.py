@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liveact.audio.front_end import AudioFrontEnd, block_feature_range
-from liveact.blocks import exact_fps
+from liveact.audio.front_end import AudioFrontEnd
+from liveact.blocks import RELEASED_CLOCK, exact_fps
 from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError, SessionError
 
@@ -71,8 +71,7 @@ def test_rows_are_the_clamped_indices(mode: str, num_frames: int) -> None:
     blocks = all_blocks(front_end)
     assert len(blocks) == num_frames // 32 + 1
     for block, features in enumerate(blocks):
-        first, last = block_feature_range(block)
-        expected = np.arange(first, last + 1).clip(0, num_frames - 1) * 0.003
+        expected = np.array(RELEASED_CLOCK.features(block)).clip(0, num_frames - 1) * 0.003
         assert features.shape == (36 if block else 25, 2, 3)
         np.testing.assert_allclose(features[:, 0, 0], expected, rtol=1e-5, atol=1e-6)
 
@@ -105,7 +104,7 @@ def test_the_last_window_ends_with_the_audio(seconds: float) -> None:
     front_end.push(pcm, 44_100)
     front_end.end()
     all_blocks(front_end)
-    first = max(0, block_feature_range(len(encoder.heard) - 1)[0] - 100)
+    first = max(0, RELEASED_CLOCK.features(len(encoder.heard) - 1).start - 100)
     assert len(encoder.heard[-1]) == num_speech - 640 * first
     whole = heard_whole(pcm, 44_100, 20)
     assert len(whole) == num_speech
@@ -122,7 +121,7 @@ def test_a_block_is_ready_as_soon_as_its_audio_is_in() -> None:
                 at_s.setdefault(block, (piece + 1) / 100)
     # Its last feature, as the specification says, plus the delay that the class promises.
     for block, seconds in at_s.items():
-        heard_s = (block_feature_range(block)[1] + 1) / 20
+        heard_s = RELEASED_CLOCK.features(block).stop / 20
         assert heard_s <= seconds <= heard_s + 0.11
     assert len(at_s) == 3
 

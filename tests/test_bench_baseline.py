@@ -12,8 +12,8 @@ from benchmarks import __main__ as command
 from benchmarks import block, models
 from benchmarks.baseline import Baselines, ScaledLinear, with_fp8_linears
 from benchmarks.models import Loaded
-from benchmarks.plain_torch import PlainDiT
 from benchmarks.timing import Clock
+from reference import DiT
 from tests.conftest import relative_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,10 +43,10 @@ def test_fp8_linears_cost_what_fp8_costs(loaded: Loaded) -> None:
         assert 0.02 < relative_error(found, plain.get_submodule(name)(x)) < 0.05
 
 
-class Broken(PlainDiT):
-    def __init__(self, whole: PlainDiT) -> None:
+class Broken(DiT):
+    def __init__(self, whole: DiT) -> None:
         nn.Module.__init__(self)
-        self.config, self.device, self.dtype = whole.config, whole.device, whole.dtype
+        self.config, self.patch_embedding = whole.config, whole.patch_embedding
 
     def forward(self, *_: Any, **__: Any) -> Any:
         raise RuntimeError("this variant\ndoes not work")

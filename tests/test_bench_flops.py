@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import flops
 from benchmarks.models import MODELS
-from benchmarks.plain_torch import PlainDiT, PlainStream
 from liveact.checkpoint.random import random_checkpoint
+from reference import DiT, DiTStream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RELEASED = MODELS["released"].config
@@ -48,8 +48,8 @@ def test_plain_block_is_what_torch_counts(text_tokens: int) -> None:
     weights = random_checkpoint(config, 0, **model.features)
     audio_dim = model.features["audio_layers"] * model.features["audio_channels"]
     h, w, image_tokens = 4, 6, 9
-    stream = PlainStream(
-        PlainDiT(config, {k: v.float() for k, v in weights.items()}),
+    stream = DiTStream(
+        DiT.from_tensors(config, weights),
         text=torch.randn(text_tokens, config["text_dim"]),
         clip=torch.randn(image_tokens, model.features["clip_dim"]),
         y=torch.randn(20, 14, h, w),
@@ -59,7 +59,8 @@ def test_plain_block_is_what_torch_counts(text_tokens: int) -> None:
         n = 6 if block == 0 else 8
         noise = torch.randn(16, n, h, w)
         # torch's counter does not know the CPU's fused attention.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             stream.denoise(noise, list(torch.randn(3, 16, n, h, w)))
     shape = flops.BlockShape(h * w // 4, prompt_tokens=text_tokens, image_tokens=image_tokens)
     groups = flops.plain_block(config, shape, audio_dim, model.features["clip_dim"])

@@ -45,7 +45,7 @@ LAYERS = 2
 def recorded(golden: Path) -> Conditioning:
     """The inputs that the released model was recorded with, for three blocks."""
     given = {n: t.float() for n, t in load_file(golden / "dit/inputs.safetensors").items()}
-    rows = [audio_rows(given["audio"], b, 8 if b else 6).flatten(1) for b in range(BLOCKS)]
+    rows = [audio_rows(given["audio"], b).flatten(1) for b in range(BLOCKS)]
     return Conditioning(given["text"], given["clip"][0], given["y"][0], rows, "recorded")
 
 

@@ -272,7 +272,7 @@ def test_a_lying_configuration_costs_no_memory(tmp_path: Path, checkpoint: Path,
     set_key(checkpoint / "t5_config.json", "dim", 2**16)
     arguments = generate(wav, tmp_path, checkpoint=checkpoint)
     script = (
-        "import resource, sys; from liveact.cli import main; code = main(sys.argv[1:]);"
+        "import resource, sys; from liveact.commands.cli import main; code = main(sys.argv[1:]);"
         "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
     result = subprocess.run(

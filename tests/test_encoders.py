@@ -15,12 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from liveact.checkpoint.layout import IMAGE_CONFIG_FILE, IMAGE_FILE, TEXT_CONFIG_FILE, TEXT_FILE
 from liveact.checkpoint.tensors import load_pth
-from liveact.encoders import portrait as image_encoder
-from liveact.encoders import prompt as text_encoder
 from liveact.encoders import speech as audio_encoder
 from liveact.encoders.portrait import ImageEncoder
-from liveact.encoders.prompt import TextEncoder
+from liveact.encoders.prompt import TextEncoder, clean_prompt
 from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError
 from tests.conftest import REPOSITORY, relative_error
@@ -161,12 +160,15 @@ def test_prompt_is_cleaned_tokenized_and_cut(checkpoint):
         ("  a  b\n\tc ", "a b c"),
         ("a &lt;b&gt; &amp;amp; c", "a <b> & c"),
         ("a\u3000b\xa0c", "a b c"),
-        ("“quoted” cafe\u0301", "“quoted” cafe\u0301"),  # taken as written
+        # What the released tokenizer's ftfy.fix_text makes of them.
+        ("“quoted” cafe\u0301", '"quoted" caf\u00e9'),
+        ("ｆｕｌｌ ｗｉｄｔｈ，ﬁne", "full width,fine"),
+        ("schÃ¶n", "schön"),
         ("", ""),
     ],
 )
 def test_prompt_cleaning(prompt, cleaned):
-    assert text_encoder.clean_prompt(prompt) == cleaned
+    assert clean_prompt(prompt) == cleaned
 
 
 def test_tokenizer_problems_are_told(text_model, checkpoint):
@@ -190,7 +192,7 @@ def test_wrong_ids_are_refused(text_model, wrong):
 
 def test_weights_of_the_right_dtype_stay_mapped(golden, inputs, outputs):
     """bf16 on the CPU uses the file's own pages: 11 GB of UMT5-XXL are not read into memory."""
-    weights = load_pth(golden / "encoders" / text_encoder.WEIGHTS_FILE)
+    weights = load_pth(golden / "encoders" / TEXT_FILE)
     encoder = TextEncoder.load(golden / "encoders", dtype=torch.bfloat16)
     model = encoder._model
     assert model.shared.weight.data_ptr() == model.encoder.embed_tokens.weight.data_ptr()
@@ -198,7 +200,7 @@ def test_weights_of_the_right_dtype_stay_mapped(golden, inputs, outputs):
         model.shared.weight.untyped_storage().nbytes() == weights["token_embedding.weight"].nbytes
     )
     maps = Path("/proc/self/maps").read_text().splitlines()
-    pages = [line.split()[0].split("-") for line in maps if text_encoder.WEIGHTS_FILE in line]
+    pages = [line.split()[0].split("-") for line in maps if TEXT_FILE in line]
     inside = [
         any(int(a, 16) <= parameter.data_ptr() < int(b, 16) for a, b in pages)
         for parameter in model.parameters()
@@ -218,13 +220,13 @@ def test_weights_of_the_right_dtype_stay_mapped(golden, inputs, outputs):
     ],
 )
 def test_text_sizes_must_match(checkpoint, values, message):
-    edit_json(checkpoint / text_encoder.CONFIG_FILE, **values)
+    edit_json(checkpoint / TEXT_CONFIG_FILE, **values)
     with pytest.raises(InputError, match=re.escape(message)):
         TextEncoder.load(checkpoint)
 
 
 def test_damaged_text_weights_are_refused(checkpoint):
-    path = checkpoint / text_encoder.WEIGHTS_FILE
+    path = checkpoint / TEXT_FILE
     edit_pth(path, "blocks.1.attn.k.weight", torch.zeros(64, 64, dtype=torch.int8))
     message = f"{path}: text encoder: tensor 'blocks.1.attn.k.weight': expected dtype"
     with pytest.raises(InputError, match=re.escape(message)):
@@ -232,23 +234,23 @@ def test_damaged_text_weights_are_refused(checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("encoder", "module", "message"),
+    ("encoder", "config", "message"),
     [
         (
             TextEncoder,
-            text_encoder,
+            TEXT_CONFIG_FILE,
             "'token_embedding.weight': expected shape [256384, 4096], found [256, 64]",
         ),
         (
             ImageEncoder,
-            image_encoder,
+            IMAGE_CONFIG_FILE,
             "'visual.cls_embedding': expected shape [1, 1, 1280], found [1, 1, 64]",
         ),
     ],
 )
-def test_without_a_config_the_sizes_are_the_released_ones(checkpoint, encoder, module, message):
+def test_without_a_config_the_sizes_are_the_released_ones(checkpoint, encoder, config, message):
     """And other weights are refused before the released model is allocated (22 GB of UMT5)."""
-    (checkpoint / module.CONFIG_FILE).unlink()
+    (checkpoint / config).unlink()
     started_s = time.monotonic()
     with pytest.raises(InputError, match=re.escape(message)):
         encoder.load(checkpoint)
@@ -283,13 +285,13 @@ def test_image_as_recorded(golden, inputs, outputs):
     ],
 )
 def test_image_sizes_must_match(checkpoint, values, message):
-    edit_json(checkpoint / image_encoder.CONFIG_FILE, **values)
+    edit_json(checkpoint / IMAGE_CONFIG_FILE, **values)
     with pytest.raises(InputError, match=re.escape(message)):
         ImageEncoder.load(checkpoint)
 
 
 def test_only_the_vision_tower_is_needed(checkpoint):
-    path = checkpoint / image_encoder.WEIGHTS_FILE
+    path = checkpoint / IMAGE_FILE
     edit_pth(path, "textual.token_embedding.weight", torch.zeros(4))
     edit_pth(path, "visual.head", None)
     ImageEncoder.load(checkpoint)

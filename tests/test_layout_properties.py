@@ -1,8 +1,8 @@
 """The KV layout, for any slot counts: what the tables must be, and that the runtime executes them.
 
 Three independent statements are compared: the list-of-frames model below, which follows where every
-latent frame ever made has gone to; the tables of the runtime; and the plain PyTorch DiT, which
-keeps all slots unrotated and updates them as the released code does.
+latent frame ever made has gone to; the tables of the runtime; and the reference DiT, which keeps
+all slots unrotated and updates them as the released code does.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from hypothesis import strategies as st
 from pipeline_helpers import demo_checkpoint
 from torch import Tensor
 
-from benchmarks.plain_torch import Layout, PlainDiT, PlainStream, audio_rows
-from benchmarks.plain_torch import update_table as plain_update_table
 from liveact import _core
 from liveact.checkpoint.random import random_checkpoint
 from liveact.dit.dit import Dit, MemoryPolicy
+from reference import DiT, DiTStream, Layout, audio_rows, update_table
 from tests.conftest import relative_error
 
 TAPS = 5
@@ -83,7 +82,7 @@ def test_tables_of_any_counts(slots: Slots, memory: str) -> None:
         assert groups[-1][-1] == total - short_term - 1
         steps = [b[0] - a[0] for a, b in itertools.pairwise(groups)]
         assert max(steps) - min(steps) <= 1, "spread evenly"
-    plain = plain_update_table(Layout(*slots), memory)
+    plain = update_table(Layout(*slots), memory)
     flat = {slot: list(sources) for slot, sources in plain.compress.items()}
     assert table == flat | {slot: [source] for slot, source in plain.move.items()}
 
@@ -192,7 +191,7 @@ ONE_ROUNDING = 2.0**-24
     seed=1,
 )
 @settings(deadline=None, max_examples=25)
-def test_the_runtime_agrees_with_plain_torch(
+def test_the_runtime_agrees_with_the_reference(
     slots: Slots,
     policy: tuple[str, str, str],
     config: dict[str, Any],
@@ -226,8 +225,8 @@ def test_the_runtime_agrees_with_plain_torch(
         for name, weight in weights.items()
     }
     plain, plain_rounded = (
-        PlainStream(
-            PlainDiT(config, tensors),
+        DiTStream(
+            DiT.from_tensors(config, tensors).requires_grad_(False),
             **conditioning,
             memory=memory,
             compress_axis=axis,

@@ -24,7 +24,7 @@ def encodes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tenso
         return encode(video)
 
     monkeypatch.setattr(engine.vae, "encode", counted)
-    engine._pictures._entries.clear()
+    engine._pictures.clear()
     return seen
 
 
@@ -68,7 +68,7 @@ def test_the_last_pictures_are_kept(engine, encodes):
     engine.encode_picture(pictures[0])  # now the latest
     assert len(encodes) == CACHED_PICTURES
     engine.encode_picture(pictures[-1])  # takes the place of 1
-    assert len(engine._pictures._entries) == CACHED_PICTURES
+    assert len(engine._pictures) == CACHED_PICTURES
     assert engine.encode_picture(pictures[0]) is first
     assert len(encodes) == CACHED_PICTURES + 1
     engine.encode_picture(pictures[1])
@@ -78,9 +78,8 @@ def test_the_last_pictures_are_kept(engine, encodes):
 @pytest.mark.parametrize("vae_decode", ["streaming", "windowed"])
 def test_a_closed_session_holds_no_memory_of_the_decoder(engine, vae_decode):
     session = open_session(engine, vae_decode=vae_decode)
-    decoder: Any = session._workers._decoder
-    state = decoder.state if vae_decode == "streaming" else decoder._state
+    decoder = session._workers._pipeline.decoder
     next(iter(decoder.decode(torch.zeros(16, 1, 4, 4))))
-    assert state.size_bytes == engine.vae.stream_bytes((4, 4))
+    assert decoder.size_bytes == engine.vae.stream_bytes((4, 4))
     session.close()
-    assert state.size_bytes == 0
+    assert decoder.size_bytes == 0

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -443,7 +444,7 @@ def test_a_picture_is_encoded_once(engine: Engine, monkeypatch: pytest.MonkeyPat
 class CheapDecoder:
     """Pictures for nothing, so that the rest of the pipeline can be run for many blocks."""
 
-    def decode_pictures(self, latents: torch.Tensor) -> Iterator[npt.NDArray[np.uint8]]:
+    def decode(self, latents: torch.Tensor) -> Iterator[npt.NDArray[np.uint8]]:
         assert latents.isfinite().all()
         _, n, h, w = latents.shape
         for i in range(n):
@@ -469,7 +470,8 @@ def test_a_long_session_does_not_grow(
     warm = blocks // 3
     with open_session(engine) as session:
         if decoder is not None:
-            session._workers._decoder = decoder
+            pipeline = session._workers._pipeline
+            session._workers._pipeline = replace(pipeline, decoder=decoder)
         device = engine.dit.device
         session._state.utterance.audio._max_backlog_s = 20.0  # the audio comes as it is needed
 

@@ -14,10 +14,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.plain_vae import PlainDecoder
 from liveact.checkpoint.random import random_vae
 from liveact.checkpoint.tensors import PthTensors
-from liveact.errors import InputError, LiveActError
+from liveact.errors import LiveActError
 from liveact.vae import ops as vae_ops
 from liveact.vae.layers import Encoder, FrameAttention
 from liveact.vae.ops import TorchOps
@@ -25,6 +24,7 @@ from liveact.vae.state import CausalState, EncoderState
 from liveact.vae.stream import VaeStream
 from liveact.vae.vae import Vae
 from liveact.vae.windowed import WindowedVaeStream
+from reference import VAEStream
 from tests.conftest import relative_error
 
 TENSORS = {name: tensor.float() for name, tensor in random_vae(8, 0).items()}
@@ -51,7 +51,7 @@ def video(decoder: VaeStream | WindowedVaeStream, latents: torch.Tensor) -> torc
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (5, 2)])
 def test_any_size_decodes_as_plain_pytorch(vae, size, frames_per_call):
     latents = latents_of(5, *size)
-    expected = PlainDecoder(TENSORS).decode_video(latents)
+    expected = VAEStream(TENSORS).decode_block(latents)
     found = video(vae.open_stream(frames_per_call), latents).clamp(-1, 1)
     assert relative_error(found, expected) < 1e-5  # fp32, as in test_vae.py
 
@@ -111,56 +111,25 @@ def test_what_comes_after_a_pause_is_encoded(vae, monkeypatch):
 
 @pytest.mark.parametrize("before", [0, 1, 2])
 def test_after_a_failed_call_nothing_goes_on(vae, monkeypatch, before):
-    """Some convolutions remember its frames and some do not: only a reset or a restore helps."""
+    """Some convolutions remember its frames and some do not: only a reset helps."""
     latents = latents_of(4)
     expected = video(vae.open_stream(), latents)
     decoder = vae.open_stream()
     if before:
         video(decoder, latents[:, :before])
-    saved = decoder.state.save()
-    for recover, first in ((decoder.reset, 0), (lambda: decoder.state.restore(saved), before)):
-        with monkeypatch.context() as patched:
-            patched.setattr(FrameAttention, "forward", fail)
-            with pytest.raises(RuntimeError, match="out of luck"):
-                list(decoder.decode_video(latents[:, before:]))
-        for use in (decoder.decode_video, decoder.decode, lambda _: decoder.state.save()):
-            with pytest.raises(LiveActError, match="expected a reset or restore after a failed"):
-                use(latents)
-        recover()
-        assert torch.equal(video(decoder, latents[:, first:]), expected[:, -4 * (4 - first) :])
+    with monkeypatch.context() as patched:
+        patched.setattr(FrameAttention, "forward", fail)
+        with pytest.raises(RuntimeError, match="out of luck"):
+            list(decoder.decode_video(latents[:, before:]))
+    for use in (decoder.decode_video, decoder.decode):
+        with pytest.raises(LiveActError, match="expected a reset after a failed call"):
+            use(latents)
+    decoder.reset()
+    assert torch.equal(video(decoder, latents), expected)
 
 
 def fail(*_: object) -> Any:
     raise RuntimeError("out of luck")
-
-
-def test_a_refused_state_changes_nothing(vae):
-    latents = latents_of(3)
-    decoder, other = vae.open_stream(), vae.open_stream()
-    video(other, latents[:, :, :1])
-    missing, added, wide = (other.state.save() for _ in range(3))
-    name = next(iter(missing["past"]))
-    del missing["past"][name]
-    added["past"]["more"] = torch.zeros(2)
-    wide["past"][name] = wide["past"][name].repeat(1, 1, 1, 2)
-    expected = video(vae.open_stream(), latents)
-    video(decoder, latents[:, :2])
-    for saved in (missing, added, wide):
-        with pytest.raises(InputError, match="decoder state: expected frames of shape"):
-            decoder.state.restore(saved)
-    assert torch.equal(video(decoder, latents[:, 2:]), expected[:, 5:])
-
-
-@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1)])
-def test_restores_with_another_number_of_frames_per_call(vae, before, after):
-    latents = latents_of(7)
-    expected = video(vae.open_stream(), latents)
-    first, second = vae.open_stream(before), vae.open_stream(after)
-    video(first, latents[:, :4])
-    second.state.restore(first.state.save())
-    assert relative_error(video(second, latents[:, 4:]), expected[:, 13:]) < 1e-5
-    first.state.restore(vae.open_stream().save())  # of a stream that has not begun
-    assert relative_error(video(first, latents), expected) < 1e-5
 
 
 def test_a_reset_forgets_a_broken_stream(vae):
@@ -179,12 +148,11 @@ def test_a_reset_forgets_a_broken_stream(vae):
 @pytest.mark.parametrize("decoder_type", [VaeStream, WindowedVaeStream])
 def test_close_frees_the_memory(vae, decoder_type):
     decoder = decoder_type(vae)
-    state: VaeStream = decoder.state if decoder_type is VaeStream else decoder._state
     expected = video(decoder, latents_of(3))
-    assert state.size_bytes == vae.stream_bytes((2, 4))
-    assert state.size_bytes == 2 * vae.stream_bytes((2, 4), dtype=torch.bfloat16)
+    assert decoder.size_bytes == vae.stream_bytes((2, 4))
+    assert decoder.size_bytes == 2 * vae.stream_bytes((2, 4), dtype=torch.bfloat16)
     decoder.close()
-    assert state.size_bytes == 0 and not state.recorded
+    assert decoder.size_bytes == 0 and not decoder._recorded
     assert torch.equal(video(decoder, latents_of(3)), expected)
 
 
@@ -253,8 +221,6 @@ def test_memory_is_touched_in_turns(vae):
     with turns:
         for _ in decoder.decode_video(latents):
             assert not turns.held
-        saved = decoder.state.save()
-        decoder.state.restore(saved)
         decoder.reset()
         decoder.close()
     assert turns.handed_over == 3

@@ -13,7 +13,8 @@ from torch import Tensor
 from benchmarks.kernel_cases import KernelCase, cases, make_values
 from liveact.vae.ops import KernelOps, Pending, TorchOps
 from liveact.vae.queue import RecordedCall
-from liveact.vae.vae import Vae, to_uint8
+from liveact.vae.vae import Vae
+from reference import to_uint8
 from tests.kernels.interpreter import launch
 
 GOLDEN = Path(__file__).resolve().parents[4] / "shared" / "golden" / "vae"
@@ -103,7 +104,7 @@ def test_to_pictures(case: KernelCase) -> None:
     bias = torch.tensor([0.0, 0.25, -0.5])
     result = KernelOps(launch).pictures(Pending(value, bias))
     video = (value[..., :3].float() + bias).permute(3, 0, 1, 2)
-    assert (result.numpy() == to_uint8(video)).all()
+    assert (result.numpy() == to_uint8(video).numpy()).all()
 
 
 def test_pictures_round_half_to_even() -> None:
@@ -200,7 +201,7 @@ def test_every_layer_is_one_launch(vae: Vae, recorder: Recorder) -> None:
 def test_a_recorded_call(vae: Vae, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Op by op, then recorded, then replayed; the input where the graph reads it."""
     latent = load_file(GOLDEN / "inputs.safetensors")["latent"][0]
-    state, plain = vae.open_stream(), vae.open_stream()
+    decoder, plain = vae.open_stream(), vae.open_stream()
     records = []
 
     def record(call: Any, latents: Tensor) -> Any:
@@ -209,10 +210,8 @@ def test_a_recorded_call(vae: Vae, recorder: Recorder, monkeypatch: pytest.Monke
         return pictures, lambda: pictures.copy_(call(latents))
 
     monkeypatch.setattr(RecordedCall, "record", staticmethod(record))
-    state.open((4, 6))
-
-    def call(part: Tensor) -> Tensor:
-        return vae._decoder_ops.pictures(vae._decode(part, state))
+    decoder._enter(latent)  # allocates
+    call = decoder._pictures
 
     buffer = torch.empty(16, 1, 4, 6)
     recorded = RecordedCall(buffer)

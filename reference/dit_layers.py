@@ -1,12 +1,11 @@
-"""Layers of the plain PyTorch DiT (see plain_torch.py): rotary embedding, memory, one layer, head.
+"""Layers of the DiT: rotary embedding, the KV cache and its memory, one layer, conditioning.
 
-Written for being read next to the paper: nothing is fused, nothing is kept that can be computed
-again. Activations of one block are [n * F, D]: n latent frames of F = h * w tokens.
+Written for being read next to the paper. Activations of one block are [B, n * F, D]: n latent
+frames of F = h * w tokens, in (frame, row, column) order.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-COMPRESSION = 5  # latent frames that one long-term slot is made of
+from reference.layout import COMPRESSION, BlockPlan
+
+Rotation = tuple[Tensor, Tensor, Tensor]
 
 
 # ---------------------------------------------------------------------------- rotary embedding
 
 
-def rotation_table(head_dim: int, positions: int = 1024) -> tuple[Tensor, Tensor, Tensor]:
-    """e^{i * position * 10000^(-j/m)} for the frame, row and column pairs; complex128."""
+def rotation_table(head_dim: int, positions: int = 1024) -> Rotation:
+    """e^{i * position * 10000^(-j/m)} for the m frame, row and column pairs (released code).
+
+    Three tables, each [positions, m] complex128; of the 64 pairs of a head of 128, m = 22, 21, 21.
+    """
     pairs = head_dim // 2
     spatial = pairs // 3
     tables = []
@@ -30,15 +34,16 @@ def rotation_table(head_dim: int, positions: int = 1024) -> tuple[Tensor, Tensor
         frequency = 10000.0 ** (-torch.arange(m, dtype=torch.float64) / m)
         angle = torch.outer(torch.arange(positions, dtype=torch.float64), frequency)
         tables.append(torch.polar(torch.ones_like(angle), angle))
-    return tables[0], tables[1], tables[2]  # each [positions, m]
+    return tables[0], tables[1], tables[2]
 
 
-def rotate(x: Tensor, table: tuple[Tensor, Tensor, Tensor], first_slot: int) -> Tensor:
-    """3D RoPE on interleaved pairs, in float64.
+def rotate(x: Tensor, table: Rotation, first_slot: int) -> Tensor:
+    """3D RoPE on interleaved pairs, in float64 (released code; eq. 7 for the slot's position).
 
-    x: [n, h, w, heads, head_dim], whose first latent frame sits in slot `first_slot`.
+    x: [B, n, h, w, heads, head_dim], whose first latent frame sits in slot `first_slot`; the result
+    has its shape and dtype.
     """
-    n, h, w = x.shape[:3]
+    n, h, w = x.shape[1:4]
     factor = torch.cat(
         [
             table[0][first_slot : first_slot + n].view(n, 1, 1, -1).expand(n, h, w, -1),
@@ -55,59 +60,62 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor, Tensor], first_slot: int) -> 
 
 
 @dataclass(frozen=True)
-class UpdateTable:
-    """The update before a block: all sources are the values before it."""
-
-    compress: dict[int, tuple[int, ...]]  # long-term slot <- five source slots
-    move: dict[int, int]  # short-term slot <- source slot
-
-
-@dataclass
 class KVCache:
-    """Keys (unrotated) and values of one step and layer, by slot."""
+    """Keys (unrotated) and values of one step and layer, by slot: [B, slots, h, w, heads, d]."""
 
-    k: Tensor  # [slots, h, w, heads, head_dim]
-    v: Tensor  # [slots, h, w, heads, head_dim]
+    k: Tensor
+    v: Tensor
 
 
-@dataclass(frozen=True)
-class BlockPlan:
-    """What every layer needs to know about the block being denoised."""
+def write_slots(stored: Tensor, frames: Mapping[int, Tensor], in_place: bool) -> Tensor:
+    """`stored` [B, slots, ...] with some slots replaced by frames [B, ...]: itself or a new one."""
+    if in_place:
+        for slot, frame in frames.items():
+            stored[:, slot] = frame
+        return stored
+    slots = [frames.get(slot, old) for slot, old in enumerate(stored.unbind(1))]
+    return torch.stack(slots, dim=1)
 
-    first_slot: int  # where this block's latent frames go; 0 only in block 0
-    frames: int
-    update: UpdateTable | None  # None before block 2
-    memory: str
-    compress_axis: str
-    value_filter: str
 
-    @property
-    def end_slot(self) -> int:
-        return self.first_slot + self.frames
+def write_block(stored: Tensor, block: Tensor, plan: BlockPlan) -> Tensor:
+    """`stored` [B, slots, ...] with the block's [B, n, ...] in its slots: itself or a new one."""
+    if plan.in_place:
+        stored[:, plan.first_slot : plan.end_slot] = block
+        return stored
+    return torch.cat([stored[:, : plan.first_slot], block, stored[:, plan.end_slot :]], dim=1)
 
 
 # ---------------------------------------------------------------------------- modules
 
 
+def widened(x: Tensor) -> Tensor:
+    """At least float32: where the released code leaves bf16. float64 stays, for checks."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class RMSNorm(nn.Module):
+    """x / rms(x) over all of the last dimension, in float32 or wider, times a weight."""
+
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim))
+        self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
+        """[..., dim] -> same shape and dtype."""
+        wide = widened(x)
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return wide.to(x.dtype) * self.weight
 
 
 class LayerNorm(nn.LayerNorm):
-    """Normalises in float32 whatever the input is, and returns the input's dtype."""
+    """Normalises in float32 or wider, and returns the input's shape and dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = None if self.weight is None else self.weight.float()
-        bias = None if self.bias is None else self.bias.float()
-        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+        weight = None if self.weight is None else widened(self.weight)
+        bias = None if self.bias is None else widened(self.bias)
+        out = F.layer_norm(widened(x), self.normalized_shape, weight, bias, self.eps)
+        return out.to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -118,6 +126,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
+    """Attention of a block to every valid slot; its keys and values go into the cache."""
+
     def __init__(self, dim: int, heads: int, eps: float) -> None:
         super().__init__()
         self.heads = heads
@@ -137,48 +147,50 @@ class SelfAttention(nn.Module):
         self.memory_proj_v = nn.Conv1d(dim, dim, **taps)
 
     def compress(self, frames: Tensor, conv: nn.Conv1d, plan: BlockPlan) -> Tensor:
-        """Five latent frames [5, h, w, heads, d] -> one [h, w, heads, d]."""
-        five, h, w, heads, d = frames.shape
-        tokens = frames.reshape(five, h * w, heads * d)
+        """Five latent frames [B, 5, h, w, heads, d] -> one [B, h, w, heads, d] (eq. 6)."""
+        batch, five, h, w, heads, d = frames.shape
+        tokens = frames.reshape(batch, five, h * w, heads * d)
         if plan.compress_axis == "frame":
-            tokens = tokens.transpose(0, 1)  # the five values of one place become neighbours
-        tokens = tokens.reshape(1, five * h * w, heads * d)
+            tokens = tokens.transpose(1, 2)  # the five values of one place become neighbours
+        tokens = tokens.reshape(batch, five * h * w, heads * d)
         if plan.memory == "mean":
             out = tokens.unflatten(1, (-1, five)).mean(2)
         else:
             out = conv(tokens.transpose(1, 2)).transpose(1, 2)
-        return out.reshape(h, w, heads, d)
+        return out.reshape(batch, h, w, heads, d)
 
-    def update(self, cache: KVCache, plan: BlockPlan) -> None:
+    def update(self, cache: KVCache, plan: BlockPlan) -> KVCache:
         """Compresses and moves; everything is read before anything is written."""
-        assert plan.update is not None
+        if plan.update is None:
+            return cache
         value_conv = self.memory_proj_k if plan.value_filter == "key" else self.memory_proj_v
+        renewed = []
         for stored, conv in ((cache.k, self.memory_proj_k), (cache.v, value_conv)):
-            new = {
-                target: self.compress(stored[list(sources)], conv, plan)
+            frames = {
+                target: self.compress(stored[:, list(sources)], conv, plan)
                 for target, sources in plan.update.compress.items()
             }
-            new |= {target: stored[source].clone() for target, source in plan.update.move.items()}
-            for target, frame in new.items():
-                stored[target] = frame
+            for target, source in plan.update.move.items():
+                frames[target] = stored[:, source].clone()
+            renewed.append(write_slots(stored, frames, plan.in_place))
+        return KVCache(*renewed)
 
     def forward(
-        self, x: Tensor, cache: KVCache, plan: BlockPlan, table: tuple[Tensor, Tensor, Tensor]
-    ) -> Tensor:
-        """x: [n * F, D] -> [n * F, D]."""
-        shape = (plan.frames, *cache.k.shape[1:])  # [n, h, w, heads, head_dim]
+        self, x: Tensor, cache: KVCache, plan: BlockPlan, table: Rotation
+    ) -> tuple[Tensor, KVCache]:
+        """x [B, n * F, D] -> [B, n * F, D] and the cache with this block in it."""
+        shape = (x.shape[0], plan.frames, *cache.k.shape[2:])  # [B, n, h, w, heads, head_dim]
         q = self.norm_q(self.q(x)).view(shape)
         k = self.norm_k(self.k(x)).view(shape)
         v = self.v(x).view(shape)
-        if plan.update is not None:
-            self.update(cache, plan)
-        cache.k[plan.first_slot : plan.end_slot] = k
-        cache.v[plan.first_slot : plan.end_slot] = v
+        cache = self.update(cache, plan)
+        cache = KVCache(write_block(cache.k, k, plan), write_block(cache.v, v, plan))
         # As released: every slot is rotated at every use, valid or not, then the valid are cut.
-        keys = rotate(cache.k, table, 0)[: plan.end_slot]
-        values = cache.v[: plan.end_slot]
+        keys = rotate(cache.k, table, 0)[:, : plan.end_slot]
+        values = cache.v[:, : plan.end_slot]
         queries = rotate(q, table, plan.first_slot)
-        return self.o(attend(queries.flatten(0, 2), keys.flatten(0, 2), values.flatten(0, 2)))
+        out = attend(queries.flatten(1, 3), keys.flatten(1, 3), values.flatten(1, 3))
+        return self.o(out), cache
 
 
 class CrossAttention(nn.Module):
@@ -198,7 +210,7 @@ class CrossAttention(nn.Module):
         self.norm_k_img = RMSNorm(dim, eps)
 
     def forward(self, x: Tensor, text: Tensor, image: Tensor) -> Tensor:
-        """x [T, D], text [text_len, D], image [257, D] -> [T, D]."""
+        """x [B, T, D], text [B, text_len, D], image [B, 257, D] -> [B, T, D]."""
         per_head = (self.heads, -1)
         q = self.norm_q(self.q(x)).unflatten(-1, per_head)
         k = self.norm_k(self.k(text)).unflatten(-1, per_head)
@@ -209,6 +221,8 @@ class CrossAttention(nn.Module):
 
 
 class AudioCrossAttention(nn.Module):
+    """Each latent frame attends to the audio tokens of its own time."""
+
     def __init__(self, dim: int, audio_dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -217,17 +231,23 @@ class AudioCrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, audio: Tensor, plan: BlockPlan) -> Tensor:
-        """x [n * F, D], audio [slots, tokens, audio_dim] -> [n * F, D]; zero in the first frame."""
-        q = self.q_linear(x).view(plan.frames, -1, self.heads, x.shape[-1] // self.heads)
+        """x [B, n * F, D], audio [B, slots, tokens, audio_dim] -> [B, n * F, D].
+
+        Zero in slot 0, so in the very first latent frame of a session (released code).
+        """
+        per_frame = (plan.frames, -1, self.heads, x.shape[-1] // self.heads)
+        q = self.q_linear(x).view(x.shape[0], *per_frame)
         kv = self.kv_linear(audio).unflatten(-1, (2, self.heads, -1))
-        kv = kv[plan.first_slot : plan.end_slot]  # [n, tokens, 2, heads, head_dim]
-        out = self.proj(attend(q, kv[:, :, 0], kv[:, :, 1]))  # [n, F, D]
+        kv = kv[:, plan.first_slot : plan.end_slot]  # [B, n, tokens, 2, heads, head_dim]
+        out = self.proj(attend(q, kv[:, :, :, 0], kv[:, :, :, 1]))  # [B, n, F, D]
         if plan.first_slot == 0:
-            out[0] = 0
-        return out.flatten(0, 1)
+            out = torch.cat([torch.zeros_like(out[:, :1]), out[:, 1:]], dim=1)
+        return out.flatten(1, 2)
 
 
 class Layer(nn.Module):
+    """Self-attention, text and image, audio, FFN; every one added to the residual stream."""
+
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         dim, heads, eps = config["dim"], config["num_heads"], config["eps"]
@@ -241,46 +261,37 @@ class Layer(nn.Module):
             nn.GELU(approximate="tanh"),
             nn.Linear(config["ffn_dim"], dim),
         )
-        self.modulation = nn.Parameter(torch.empty(1, 6, dim))
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
         self.audio_cross_attn = AudioCrossAttention(dim, config["output_dim"], heads)
         self.norm_x = LayerNorm(dim, eps)
 
     def forward(
         self,
-        x: Tensor,  # [n * F, D]
-        e0: Tensor,  # [6, D]
-        text: Tensor,  # [text_len, D]
-        image: Tensor,  # [257, D]
-        audio: Tensor | None,  # [slots, tokens, audio_dim]; None where the step skips audio
+        x: Tensor,  # [B, n * F, D]
+        e0: Tensor,  # [B or 1, 6, D]
+        text: Tensor,  # [B, text_len, D]
+        image: Tensor,  # [B, 257, D]
+        audio: Tensor | None,  # [B, slots, tokens, audio_dim]; None where the step skips audio
         cache: KVCache,
         plan: BlockPlan,
-        table: tuple[Tensor, Tensor, Tensor],
-    ) -> Tensor:
-        shift0, scale0, gate0, shift1, scale1, gate1 = (self.modulation[0] + e0).unbind(0)
-        h = (self.norm1(x).float() * (1 + scale0) + shift0).to(x.dtype)
-        x = x + self.self_attn(h, cache, plan, table) * gate0
+        table: Rotation,
+    ) -> tuple[Tensor, KVCache]:
+        """[B, n * F, D] and the cache with this block in it."""
+        modulation = (self.modulation + e0).unsqueeze(2)  # [B or 1, 6, 1, D]
+        shift0, scale0, gate0, shift1, scale1, gate1 = modulation.unbind(1)
+        h = (widened(self.norm1(x)) * (1 + scale0) + shift0).to(x.dtype)
+        attended, cache = self.self_attn(h, cache, plan, table)
+        x = x + attended * gate0
         x = x + self.cross_attn(self.norm3(x), text, image)
         if audio is not None:
             x = x + self.audio_cross_attn(self.norm_x(x), audio, plan)
-        h = (self.norm2(x).float() * (1 + scale1) + shift1).to(x.dtype)
-        return x + self.ffn(h) * gate1
-
-
-class Head(nn.Module):
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        dim = config["dim"]
-        patch = math.prod(config["patch_size"])
-        self.norm = LayerNorm(dim, config["eps"], elementwise_affine=False)
-        self.head = nn.Linear(dim, patch * config["out_dim"])
-        self.modulation = nn.Parameter(torch.empty(1, 2, dim))
-
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        shift, scale = (self.modulation[0] + e).unbind(0)
-        return self.head(self.norm(x) * (1 + scale) + shift)
+        h = (widened(self.norm2(x)) * (1 + scale1) + shift1).to(x.dtype)
+        return x + self.ffn(h) * gate1, cache
 
 
 class ImageProjection(nn.Module):
+    """CLIP features -> keys and values' width."""
+
     def __init__(self, clip_dim: int, dim: int) -> None:
         super().__init__()
         self.proj = nn.Sequential(
@@ -292,6 +303,7 @@ class ImageProjection(nn.Module):
         )
 
     def forward(self, clip: Tensor) -> Tensor:
+        """[B, 257, clip_dim] -> [B, 257, D]."""
         return self.proj(clip)
 
 
@@ -310,19 +322,19 @@ class AudioProjection(nn.Module):
         self.norm = nn.LayerNorm(out)
 
     def forward(self, windows: Tensor) -> Tensor:
-        """[1 + 4 * (slots - 1), 5, layers, channels] -> [slots, tokens, output_dim]."""
+        """[B, 1 + 4 * (slots - 1), 5, layers, channels] -> [B, slots, tokens, output_dim]."""
         middle = self.window // 2
-        later = windows[1:].unflatten(
-            0, (-1, self.vae_scale)
-        )  # [slots - 1, 4, 5, layers, channels]
+        later = windows[:, 1:].unflatten(1, (-1, self.vae_scale))  # [B, slots - 1, 4, 5, ...]
         later = torch.cat(
-            [later[:, 0, : middle + 1], later[:, 1:-1, middle], later[:, -1, middle:]], dim=1
-        )  # [slots - 1, 8, layers, channels]
+            [later[:, :, 0, : middle + 1], later[:, :, 1:-1, middle], later[:, :, -1, middle:]],
+            dim=2,
+        )  # [B, slots - 1, 8, layers, channels]
         hidden = torch.cat(
             [
-                torch.relu(self.proj1(windows[:1].flatten(1))),
-                torch.relu(self.proj1_vf(later.flatten(1))),
-            ]
+                torch.relu(self.proj1(windows[:, :1].flatten(2))),
+                torch.relu(self.proj1_vf(later.flatten(2))),
+            ],
+            dim=1,
         )
         tokens = self.proj3(torch.relu(self.proj2(hidden)))
         return self.norm(tokens.unflatten(-1, (self.tokens, -1)))

@@ -1,8 +1,7 @@
-"""The VAE decoder as one would write it in plain PyTorch, in the manner of the released code.
+"""The VAE decoder block by block, as the released code does it.
 
 Latent frame by latent frame; every causal convolution concatenates its cache, pads and clones. The
-caches start afresh for every block, and the 3 latent frames before it are decoded again. It shares
-no code with the engine: the baseline of the `vae` benchmark, and an independent oracle.
+caches start afresh for every block, and the 3 latent frames before it are decoded again.
 """
 
 from __future__ import annotations
@@ -13,22 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reference.vae import LATENT_MEAN, LATENT_STD
+
 CONTEXT = 3  # latent frames decoded again
 
-# golden/vae/README.md: latent = normalised · std + mean.
-# fmt: off
-MEAN = (
-    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
-    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
-)
-STD = (
-    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
-    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
-)
-# fmt: on
 
-
-class PlainDecoder:
+class VAEStream:
     """One stream, decoded window by window.
 
     weights: the tensors of `Wan2.1_VAE.pth`, on the device and in the format to compute in.
@@ -36,25 +25,24 @@ class PlainDecoder:
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self._weights = weights
-        self._past: dict[str, Tensor] = {}  # convolution → its last two input frames
+        self._past: dict[str, Tensor] = {}  # convolution -> its last two input frames
         self._context: Tensor | None = None
         count = len(
             {name.split(".")[2] for name in weights if name.startswith("decoder.upsamples")}
         )
         self._levels = [f"decoder.upsamples.{i}" for i in range(count)]
 
-    @torch.no_grad()
     def decode_block(self, latents: Tensor) -> Tensor:
-        """latents [16, n, h, w] → video [3, t, 8·h, 8·w] in [−1, 1].
+        """Normalised latents [16, n, h, w] -> video [3, t, 8 * h, 8 * w], clamped to [-1, 1].
 
-        t is 4·n − 3 in the first block, then 4·n.
+        t is 4 * n - 3 in the first block, then 4 * n.
         """
-        known = 0 if self._context is None else CONTEXT
+        known = 0 if self._context is None else self._context.shape[1]
         window = latents if self._context is None else torch.cat([self._context, latents], dim=1)
         self._context = window[:, -CONTEXT:]
         self._past.clear()
         weight = self._weights["conv2.weight"]
-        mean, std = (weight.new_tensor(v).view(-1, 1, 1, 1) for v in (MEAN, STD))
+        mean, std = (weight.new_tensor(v).view(-1, 1, 1, 1) for v in (LATENT_MEAN, LATENT_STD))
         x = window.to(weight) * std + mean
         x = F.conv3d(x.unsqueeze(0), weight, self._weights["conv2.bias"])
         frames = [self._frame(x[:, :, i : i + 1], first=i == 0) for i in range(x.shape[2])]
@@ -113,3 +101,16 @@ class PlainDecoder:
     def _conv2d(self, name: str, x: Tensor, padding: int = 0) -> Tensor:
         weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
         return F.conv2d(x, weight, bias, padding=padding)
+
+
+def to_uint8(frames: Tensor) -> Tensor:
+    """Video as pictures: clamped to [−1, 1], mapped to 0..255, rounded half to even.
+
+    frames: [3, t, H, W], float, on any device; no NaN. Returns uint8 [t, H, W, 3].
+
+    Raises ValueError for another shape.
+    """
+    if frames.dim() != 4 or frames.shape[0] != 3:
+        raise ValueError(f"frames: expected [3, t, H, W], found {list(frames.shape)}")
+    scaled = (frames.float().clamp(-1.0, 1.0) + 1.0) * 127.5
+    return scaled.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous()
