@@ -152,7 +152,7 @@ def check_precision(
 
 @dataclass(frozen=True)
 class MemoryPolicy:
-    """How the context of a session is made; the names are those of model-spec's tables."""
+    """How the context of a session is made, in the words of docs/model.md, "KV layout"."""
 
     memory: str = "sequential"
     compress_axis: str = "token"
