@@ -167,7 +167,7 @@ def _matrix_cases() -> list[KernelCase]:
         sizes = {"n": n, "frame_tokens": frame, "heads": heads, "audio": audio}
         return KernelCase("audio_attention", group, sizes)
 
-    layer = [(15360, 5120), (5120, 5120), (13824, 5120), (5120, 13824)]  # N × K, as in the table
+    layer = [(15360, 5120), (5120, 5120), (13824, 5120), (5120, 13824)]  # N × K of qkv, o and FFN
     return [
         linear("correctness", 48, 272, 256),
         *(linear("performance", rows, *size) for rows in (8192, 9360) for size in layer),

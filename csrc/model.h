@@ -53,7 +53,7 @@ struct TensorSpec {
   std::vector<int64_t> shape;
 };
 
-// Every tensor a checkpoint of this size has, in the order of the file format's documentation.
+// Every tensor a checkpoint of this size has, in the order of docs/model.md, "Tensors of the DiT".
 std::vector<TensorSpec> expected_tensors(const ModelConfig& config);
 
 struct HostTensor {

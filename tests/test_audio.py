@@ -119,7 +119,7 @@ def test_a_block_is_ready_as_soon_as_its_audio_is_in() -> None:
         for block in range(3):
             if front_end.ready(block):
                 at_s.setdefault(block, (piece + 1) / 100)
-    # Its last feature, as the specification says, plus the delay that the class promises.
+    # Its last feature (docs/model.md, "Audio windows"), plus the delay that the class promises.
     for block, seconds in at_s.items():
         heard_s = RELEASED_CLOCK.features(block).stop / 20
         assert heard_s <= seconds <= heard_s + 0.11

@@ -1,4 +1,4 @@
-"""The FLOP count against numbers that are known: performance.md's, and torch's own counter."""
+"""The FLOP count against known numbers: those of docs/benchmarks.md, and torch's own counter."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ RELEASED = MODELS["released"].config
 
 
 def test_released_sizes() -> None:
-    """The table of the published arithmetic: 656 TFLOP of linears, 289 of self-attention, 16 of the
-    other attentions (text 512, image 257), 961 in all = 30.0 a frame."""
+    """docs/benchmarks.md, "What is counted, and how": 656 TFLOP of linears, 289 of self-attention,
+    16 of the other attentions (text 512, image 257), 961 in all = 30.0 a frame."""
     shape = flops.BlockShape(1024, prompt_tokens=512)
     groups = flops.engine_block(RELEASED, shape)
     linears = sum(groups[g] for g in ("self_linear", "cross_linear", "audio_linear", "ffn"))

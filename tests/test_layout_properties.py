@@ -293,7 +293,7 @@ def test_the_memory_policy_matters(slots: Slots, policy: tuple[str, str, str]) -
 
 
 def test_the_layout_of_a_checkpoint_is_the_released_one() -> None:
-    """What a session gets without asking for anything, against the numbers of model-spec."""
+    """What a session gets without asking for anything, against docs/model.md, "KV layout"."""
     dit = Dit.load(Path(demo_checkpoint()), _core.open_cpu())
     stream = dit.open_stream((4, 4))
     assert stream.frames_of_next_block == 6 and stream.audio_rows_of_next_block == 25

@@ -1,6 +1,6 @@
 """to_pictures: what the last convolution of the VAE decoder left → uint8 RGB.
 
-Clamped to [−1, 1], mapped to 0..255, rounded half to even: `to_uint8` of engine/liveact/vae.py.
+Clamped to [−1, 1], mapped to 0..255, rounded half to even: `to_uint8` of engine/liveact/vae/vae.py.
 """
 
 from __future__ import annotations

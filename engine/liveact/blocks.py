@@ -2,7 +2,7 @@
 
 A latent frame is four video frames, the very first one a single video frame. A block is the group
 of latent frames that is made together: the first block fills the context slots, every later one the
-current slots (docs/model.md, "Blocks"). There is one audio feature for each video frame.
+current slots (docs/model.md, "Vocabulary"). There is one audio feature for each video frame.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ VALUE_FILTERS = ("key", "own")
 
 @dataclass(frozen=True)
 class MemoryPolicy:
-    """How the context of a session is made (docs/model.md, "Memory").
+    """How the context of a session is made (docs/model.md, "KV layout").
 
     Attributes:
         memory: which slots are made of which, one of MEMORIES.
