@@ -25,7 +25,7 @@ from benchmarks.plain_layers import rotation_table
 from liveact import _core
 
 HEAD_DIM = 128
-VALUE_STRIDE = 128  # kValueStride of csrc/ops.h
+VALUE_STRIDE = 128  # kValueStride of csrc/core/ops.h
 RELEASED_SLOTS = (2, 2, 2, 8)
 
 
@@ -67,7 +67,7 @@ def _segment(
 
 
 def _value_scale(v: Tensor) -> Tensor:
-    """[H]: kValueHeadroom = 8 in csrc/ops.h."""
+    """[H]: kValueHeadroom = 8 in csrc/core/ops.h."""
     return 8 * v.abs().amax(dim=(1, 2)).clamp(min=1e-12) / 448
 
 

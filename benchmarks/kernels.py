@@ -1,4 +1,4 @@
-"""Every op of csrc/ops.h by itself: time, rate, share of what the device can do, and peers.
+"""Every op of csrc/core/ops.h by itself: time, rate, share of what the device can do, and peers.
 
 Sizes are the product's on a GPU and small on the CPU, where only the code path and the results mean
 something. Every time is of one call, after a buffer larger than the caches was written: `cold`, or

@@ -8,7 +8,7 @@
 
 #include "bind_ops.h"
 #include "cuda/cuda_backend.h"
-#include "error.h"
+#include "liveact/error.h"
 
 namespace py = pybind11;
 

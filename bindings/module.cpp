@@ -9,11 +9,11 @@
 #include <memory>
 
 #include "bind_ops.h"
-#include "calibrate.h"
 #include "cpu/cpu_backend.h"
 #include "cuda/cuda_backend.h"
-#include "error.h"
-#include "stream.h"
+#include "liveact/error.h"
+#include "liveact/stream.h"
+#include "measure/calibrate.h"
 
 namespace py = pybind11;
 using namespace liveact;
@@ -292,7 +292,8 @@ PYBIND11_MODULE(_core, m) {
       py::arg("address"), py::arg("dtype"), py::arg("shape"),
       "(fp8 codes, one scale per row) of a weight in host memory, as a model makes them.");
   py::class_<CalibrationDevice, Device, std::shared_ptr<CalibrationDevice>>(
-      m, "CalibrationDevice", "A device that measures what FP8 would cost, see csrc/calibrate.h.")
+      m, "CalibrationDevice",
+      "A device that measures what FP8 would cost, see csrc/measure/calibrate.h.")
       .def(py::init<std::shared_ptr<Device>>(), py::arg("device"))
       .def("watch", &CalibrationDevice::watch, py::arg("model"))
       .def(

@@ -4,7 +4,7 @@
 // tuple (codes, scale). Every call uploads, runs one op and downloads: made for tests, not for
 // speed.
 
-#include "ops.h"
+#include "core/ops.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -13,7 +13,7 @@
 #include <optional>
 
 #include "bind_ops.h"
-#include "error.h"
+#include "liveact/error.h"
 
 namespace py = pybind11;
 

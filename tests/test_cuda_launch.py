@@ -71,6 +71,7 @@ def test_declarations_agree_with_the_real_headers() -> None:
         pytest.skip(f"the nvidia-cublas package is not installed: expected {include}/cublasLt.h")
     source = REPOSITORY / "tests" / "cuda" / "check_declarations.cpp"
     command = ["g++", "-std=c++20", "-fsyntax-only", "-I", str(REPOSITORY / "csrc")]
+    command += ["-I", str(REPOSITORY / "include")]
     command += ["-isystem", str(include / "cccl"), "-isystem", str(include), str(source)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

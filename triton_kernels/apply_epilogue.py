@@ -1,7 +1,7 @@
 """apply_epilogue: out += acc · scale + bias, the end of a linear whose product cannot do that.
 
 `apply_epilogue.{bf16,f32}` by the type of the product. Used by the bf16 path of `linear`
-(csrc/ops.h) where a gate is folded in scale and bias and the result is added to the residual
+(csrc/core/ops.h) where a gate is folded in scale and bias and the result is added to the residual
 stream; in fp8 the product's own epilogue does all of it.
 """
 

@@ -1,4 +1,4 @@
-"""quantize: a row in another format (csrc/ops.h).
+"""quantize: a row in another format (csrc/core/ops.h).
 
 `quantize.<cols>.<from>.f8` writes fp8 codes and one scale per row: bf16 activations before an fp8
 linear, and the rows (output channels) of a weight. `quantize.f32.bf16` is elementwise.

@@ -10,7 +10,7 @@
 #include <chrono>
 #include <vector>
 
-#include "../ops.h"
+#include "core/ops.h"
 
 namespace liveact::cpu {
 

@@ -3,9 +3,9 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "../error.h"
 #include "cblas.h"
-#include "cpu_backend.h"
+#include "cpu/cpu_backend.h"
+#include "liveact/error.h"
 
 namespace liveact::cpu {
 

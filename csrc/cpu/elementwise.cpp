@@ -4,8 +4,8 @@
 
 #include <cstring>
 
-#include "cpu_backend.h"
-#include "rows.h"
+#include "cpu/cpu_backend.h"
+#include "cpu/rows.h"
 
 namespace liveact::cpu {
 

@@ -6,8 +6,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "../dtype.h"
-#include "../ops.h"
+#include "core/ops.h"
+#include "liveact/dtype.h"
 
 namespace liveact::cpu {
 

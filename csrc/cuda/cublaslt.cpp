@@ -1,4 +1,4 @@
-#include "cublaslt.h"
+#include "cuda/cublaslt.h"
 
 #include <algorithm>
 #include <cmath>

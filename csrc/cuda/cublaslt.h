@@ -11,8 +11,8 @@
 #include <mutex>
 #include <vector>
 
-#include "../ops.h"
-#include "driver.h"
+#include "core/ops.h"
+#include "cuda/driver.h"
 
 namespace liveact::cuda {
 

@@ -10,10 +10,10 @@
 #include <string>
 #include <vector>
 
-#include "../ops.h"
-#include "cublaslt.h"
-#include "driver.h"
-#include "kernel.h"
+#include "core/ops.h"
+#include "cuda/cublaslt.h"
+#include "cuda/driver.h"
+#include "cuda/kernel.h"
 
 namespace liveact::cuda {
 

@@ -1,7 +1,7 @@
 // The ops as launches. What a kernel is called, and the order of its arguments, is that of its spec
 // in triton_kernels/; the launcher checks number, types and promises against the manifest.
 
-#include "cuda_ops.h"
+#include "cuda/cuda_ops.h"
 
 #include <algorithm>
 #include <cmath>

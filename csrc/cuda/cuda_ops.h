@@ -6,7 +6,7 @@
 #include <map>
 #include <string>
 
-#include "cuda_backend.h"
+#include "cuda/cuda_backend.h"
 
 namespace liveact::cuda {
 

@@ -3,7 +3,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda_ops.h"
+#include "cuda/cuda_ops.h"
 
 namespace liveact::cuda {
 

@@ -1,7 +1,7 @@
 #include <algorithm>
 
-#include "cuda_backend.h"
-#include "cuda_ops.h"
+#include "cuda/cuda_backend.h"
+#include "cuda/cuda_ops.h"
 
 namespace liveact::cuda {
 

@@ -10,7 +10,7 @@
 #include <memory>
 #include <string>
 
-#include "../error.h"
+#include "liveact/error.h"
 
 namespace liveact::cuda {
 

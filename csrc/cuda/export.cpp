@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "../cpu/cpu_backend.h"
-#include "cuda_ops.h"
+#include "cpu/cpu_backend.h"
+#include "cuda/cuda_ops.h"
 
 namespace liveact::cuda {
 

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "driver.h"
+#include "cuda/driver.h"
 
 namespace liveact::cuda {
 

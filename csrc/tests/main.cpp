@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "check.h"
+#include "tests/check.h"
 
 namespace {
 struct Case {

@@ -1,4 +1,4 @@
-#include "operands.h"
+#include "tests/operands.h"
 
 namespace liveact::test {
 

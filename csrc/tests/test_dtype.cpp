@@ -2,9 +2,9 @@
 
 #include <limits>
 
-#include "check.h"
 #include "cpu/rows.h"
-#include "dtype.h"
+#include "liveact/dtype.h"
+#include "tests/check.h"
 
 namespace liveact {
 

@@ -1,8 +1,8 @@
 // The slot tables, the released ones literally.
 
-#include "check.h"
-#include "error.h"
-#include "kv_layout.h"
+#include "liveact/error.h"
+#include "liveact/kv_layout.h"
+#include "tests/check.h"
 
 namespace liveact {
 

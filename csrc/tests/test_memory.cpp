@@ -1,6 +1,6 @@
 // split_qkv, store_kv and the ConvKV memory against rotation and filters in fp64.
 
-#include "kv.h"
+#include "tests/kv.h"
 
 namespace liveact {
 

@@ -1,7 +1,7 @@
 // Weights that are stored in fp8, and the device that measures what fp8 would cost.
 
-#include "calibrate.h"
-#include "session.h"
+#include "measure/calibrate.h"
+#include "tests/session.h"
 
 namespace liveact {
 

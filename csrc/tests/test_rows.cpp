@@ -2,7 +2,7 @@
 
 #include <limits>
 
-#include "operands.h"
+#include "tests/operands.h"
 
 namespace liveact {
 

@@ -8,7 +8,7 @@
 #include <malloc.h>
 #endif
 
-#include "session.h"
+#include "tests/session.h"
 
 namespace liveact {
 

@@ -1,7 +1,7 @@
 """`liveact calibrate`: what FP8 costs each product of a checkpoint, and the policy that follows.
 
 The DiT runs some blocks in bf16. Beside every product of a layer, and every self-attention, the
-same is done in fp8 on the same activations (csrc/calibrate.h); the error is ‖fp8 − bf16‖ / ‖bf16‖
+same is done in fp8 on the same activations (csrc/measure); the error is ‖fp8 − bf16‖ / ‖bf16‖
 over all steps and blocks. A product is fp8 in the policy where its error is at most the threshold,
 self-attention where it is at most √2 times that: it is two products, whose errors add in squares.
 Then the blocks run again with the whole policy, and in fp32 on a CPU, for the error of the velocity

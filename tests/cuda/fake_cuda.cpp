@@ -23,7 +23,7 @@
 #include <utility>
 #include <vector>
 
-#include "dtype.h"
+#include "liveact/dtype.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 

@@ -1,6 +1,6 @@
-#include "kv_layout.h"
+#include "liveact/kv_layout.h"
 
-#include "error.h"
+#include "liveact/error.h"
 
 namespace liveact {
 

@@ -8,13 +8,13 @@
 #include <string>
 #include <utility>
 
-#include "ops.h"
+#include "core/ops.h"
 
 namespace liveact {
 
-class ForwardOps : public Ops {
+class ProxyOps : public Ops {
  public:
-  explicit ForwardOps(std::unique_ptr<Ops> inner) : inner_(std::move(inner)) {}
+  explicit ProxyOps(std::unique_ptr<Ops> inner) : inner_(std::move(inner)) {}
 
   // `name` is the op's, for a product with its size: "linear 15360x5120".
   virtual void around(const std::string& name, const std::function<void()>& op) {
@@ -126,9 +126,9 @@ class ForwardOps : public Ops {
   bool planning_ = false;
 };
 
-class ForwardDevice : public Device {
+class ProxyDevice : public Device {
  public:
-  explicit ForwardDevice(std::shared_ptr<Device> inner) : inner_(std::move(inner)) {}
+  explicit ProxyDevice(std::shared_ptr<Device> inner) : inner_(std::move(inner)) {}
 
   const char* name() const override { return inner_->name(); }
   void* allocate(int64_t bytes) override { return inner_->allocate(bytes); }

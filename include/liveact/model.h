@@ -15,8 +15,8 @@
 #include <string>
 #include <vector>
 
-#include "ops.h"
-#include "ranges.h"
+#include "core/nvtx.h"
+#include "core/ops.h"
 
 namespace liveact {
 

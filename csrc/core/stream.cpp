@@ -1,11 +1,11 @@
-#include "stream.h"
+#include "liveact/stream.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "error.h"
-#include "ranges.h"
-#include "room.h"
+#include "core/memory.h"
+#include "core/nvtx.h"
+#include "liveact/error.h"
 
 namespace liveact {
 
@@ -51,10 +51,10 @@ Stream::Stream(Device& device, const ModelConfig& config, const Precision& preci
   if (model_ != nullptr) {
     const Stream counted(device, config, precision, nullptr, options);
     const int64_t known = counted.context_bytes_ + counted.conditioning_bytes_;
-    require_room(device, "a session",
-                 {{"context", counted.context_bytes_},
-                  {"text, image and audio", counted.conditioning_bytes_},
-                  {"scratch", counted.device_bytes_ - known}});
+    require_memory(device, "a session",
+                   {{"context", counted.context_bytes_},
+                    {"text, image and audio", counted.conditioning_bytes_},
+                    {"scratch", counted.device_bytes_ - known}});
   }
   const SlotCounts& slots = options.slots;
   const DType plain = precision_.activations;

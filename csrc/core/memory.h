@@ -5,13 +5,13 @@
 #include <utility>
 #include <vector>
 
-#include "ops.h"
+#include "core/ops.h"
 
 namespace liveact {
 
 // Throws DeviceError when the parts (name, bytes) do not fit in what is free, with the arithmetic:
 // "cuda:0: expected 8.6 GB for a session (context 7.5, scratch 1.1), found 6.0 GB free".
-void require_room(const Device& device, const std::string& what,
-                  const std::vector<std::pair<std::string, int64_t>>& parts);
+void require_memory(const Device& device, const std::string& what,
+                    const std::vector<std::pair<std::string, int64_t>>& parts);
 
 }  // namespace liveact

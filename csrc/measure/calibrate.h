@@ -17,8 +17,8 @@
 #include <memory>
 #include <vector>
 
-#include "forward.h"
-#include "model.h"
+#include "liveact/model.h"
+#include "measure/proxy.h"
 
 namespace liveact {
 
@@ -37,9 +37,9 @@ struct CalibrationLedger {
   std::map<const void*, SquaredError*> watched;
 };
 
-class CalibrationDevice final : public ForwardDevice {
+class CalibrationDevice final : public ProxyDevice {
  public:
-  using ForwardDevice::ForwardDevice;
+  using ProxyDevice::ProxyDevice;
 
   // From now on the products of `model` are measured, which was loaded on this device. Throws
   // Error where a format of it is fp8 already. One model and one stream at a time.

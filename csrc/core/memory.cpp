@@ -1,14 +1,14 @@
-#include "room.h"
+#include "core/memory.h"
 
 #include <iomanip>
 #include <sstream>
 
-#include "error.h"
+#include "liveact/error.h"
 
 namespace liveact {
 
-void require_room(const Device& device, const std::string& what,
-                  const std::vector<std::pair<std::string, int64_t>>& parts) {
+void require_memory(const Device& device, const std::string& what,
+                    const std::vector<std::pair<std::string, int64_t>>& parts) {
   const std::optional<int64_t> free_bytes = device.free_bytes();
   int64_t total = 0;
   for (const auto& [name, bytes] : parts) total += bytes;

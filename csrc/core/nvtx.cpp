@@ -1,4 +1,4 @@
-#include "ranges.h"
+#include "core/nvtx.h"
 
 #include <nvtx3/nvToolsExt.h>
 

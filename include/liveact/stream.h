@@ -9,8 +9,8 @@
 #include <span>
 #include <vector>
 
-#include "error.h"
-#include "model.h"
+#include "liveact/error.h"
+#include "liveact/model.h"
 
 namespace liveact {
 

@@ -13,8 +13,8 @@
 #include <span>
 #include <utility>
 
-#include "dtype.h"
-#include "kv_layout.h"
+#include "liveact/dtype.h"
+#include "liveact/kv_layout.h"
 
 namespace liveact {
 

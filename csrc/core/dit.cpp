@@ -1,9 +1,9 @@
 // One velocity evaluation, as in the paper: patch embedding, the layers, the head. A layer is a
 // list of op calls; nothing here knows which backend runs them.
 
-#include "error.h"
-#include "ranges.h"
-#include "stream.h"
+#include "core/nvtx.h"
+#include "liveact/error.h"
+#include "liveact/stream.h"
 
 namespace liveact {
 

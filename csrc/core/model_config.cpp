@@ -1,8 +1,8 @@
 // What follows from the sizes of a model and the formats of its products alone: the tensors of a
 // checkpoint, bytes on a device, what is refused.
 
-#include "error.h"
-#include "model.h"
+#include "liveact/error.h"
+#include "liveact/model.h"
 
 namespace liveact {
 

@@ -13,9 +13,9 @@
 #include <utility>
 #include <vector>
 
-#include "bind_ops.h"
-#include "error.h"
-#include "forward.h"
+#include "../bindings/bind_ops.h"
+#include "liveact/error.h"
+#include "measure/proxy.h"
 
 namespace py = pybind11;
 
@@ -49,10 +49,10 @@ class Log {
   std::vector<std::pair<std::string, double>> entries_;
 };
 
-class TimedOps final : public ForwardOps {
+class TimedOps final : public ProxyOps {
  public:
   TimedOps(Device& device, std::unique_ptr<Ops> inner, const Timing& timing, Log& log)
-      : ForwardOps(std::move(inner)),
+      : ProxyOps(std::move(inner)),
         timing_(timing),
         log_(log),
         flush_(device, std::max<int64_t>(8 * timing.flush_floats, 4)) {}
@@ -81,7 +81,7 @@ class TimedOps final : public ForwardOps {
 
   bool begin_plan() override {
     planned_ = true;
-    return ForwardOps::begin_plan();
+    return ProxyOps::begin_plan();
   }
 
  private:
@@ -91,10 +91,10 @@ class TimedOps final : public ForwardOps {
   bool planned_ = false;
 };
 
-class TimedDevice final : public ForwardDevice {
+class TimedDevice final : public ProxyDevice {
  public:
   TimedDevice(std::shared_ptr<Device> inner, const Timing& timing)
-      : ForwardDevice(std::move(inner)), timing_(timing) {
+      : ProxyDevice(std::move(inner)), timing_(timing) {
     LIVEACT_CHECK(timing.samples > 0 && timing.flush_floats >= 0 && timing.flush_floats % 64 == 0,
                   "timed device: expected samples >= 1 and a multiple of 512 bytes, got ",
                   timing.samples, " and ", 8 * timing.flush_floats);

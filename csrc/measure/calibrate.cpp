@@ -1,9 +1,9 @@
-#include "calibrate.h"
+#include "measure/calibrate.h"
 
 #include <algorithm>
 
 #include "cpu/rows.h"
-#include "error.h"
+#include "liveact/error.h"
 
 namespace liveact {
 
@@ -64,11 +64,11 @@ struct ShadowContext {
   ShadowSegment memory;
 };
 
-class CalibrationOps final : public ForwardOps {
+class CalibrationOps final : public ProxyOps {
  public:
   CalibrationOps(Device& device, std::unique_ptr<Ops> inner,
                  std::shared_ptr<CalibrationLedger> ledger)
-      : ForwardOps(std::move(inner)), device_(device), ledger_(std::move(ledger)) {}
+      : ProxyOps(std::move(inner)), device_(device), ledger_(std::move(ledger)) {}
 
   void linear(const Rows& x, const Weight& weight, const Epilogue& epilogue,
               const Rows& out) override;

@@ -1,13 +1,13 @@
-#include "model.h"
+#include "liveact/model.h"
 
 #include <algorithm>
 #include <cmath>
 #include <functional>
 #include <memory>
 
+#include "core/memory.h"
 #include "cpu/rows.h"
-#include "error.h"
-#include "room.h"
+#include "liveact/error.h"
 
 namespace liveact {
 
@@ -297,9 +297,9 @@ Model::Model(std::shared_ptr<Device> device, const ModelConfig& config, const Ho
   Loader load(*this, tensors);
   const DType plain = precision.activations;
   const DType stored = tensors.at("head.head.weight").dtype;
-  require_room(*device_, "the weights",
-               {{"products", weight_bytes(config, precision, stored)},
-                {"constants", constant_bytes(*device_, config, precision)}});
+  require_memory(*device_, "the weights",
+                 {{"products", weight_bytes(config, precision, stored)},
+                  {"constants", constant_bytes(*device_, config, precision)}});
   const int64_t d = config.dim;
 
   patch_embedding = load.linear({"patch_embedding"}, plain, plain);
