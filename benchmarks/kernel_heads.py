@@ -22,7 +22,7 @@ from benchmarks.kernel_ops import (
 from benchmarks.peaks import row_scales
 from benchmarks.peers import attention_peers
 from benchmarks.plain_layers import rotation_table
-from liveact import _core
+from liveact import _core_dev
 
 HEAD_DIM = 128
 VALUE_STRIDE = 128  # kValueStride of csrc/core/ops.h
@@ -130,7 +130,7 @@ def update_memory(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
     frame = grid[0] * grid[1]
     on_gpu = device.type == "cuda"
     names = {"block_0": "sequential"}
-    table = _core.update_table(
+    table = _core_dev.update_table(
         RELEASED_SLOTS,
         names.get(case.options["table"], case.options["table"]),
         0 if case.options["table"] == "block_0" else 2,

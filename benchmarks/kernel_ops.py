@@ -32,7 +32,7 @@ class Prepared:
     """One op on one case."""
 
     op: str
-    arguments: tuple[Any, ...]  # of _core.ops.<op>, tensors on the CPU
+    arguments: tuple[Any, ...]  # of _core_dev.ops.<op>, tensors on the CPU
     fmt: str  # decides the tolerance
     reference: Callable[[], Tensor] | None = None  # fp32 or fp64, of the same shape as `result`
     result: Callable[[Any], Tensor] = field(default=lambda out: as_float(out))

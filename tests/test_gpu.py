@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from liveact import _core, kernels
+from liveact import _core, _core_dev, kernels
 from liveact.checkpoint import open_tensors
 from liveact.devices import cublaslt_library, cuda_obstacle
 from liveact.dit import WEIGHTS_STEM, Dit, DitStream, MemoryPolicy, audio_rows, read_config
@@ -81,7 +81,7 @@ def test_recorded_dit(golden, cuda, recorded, load_golden, precision: str) -> No
 def test_graphs_change_nothing(golden, cuda, recorded) -> None:
     """A stream that runs op by op, and one whose graphs are made anew before every block."""
     dit = load_dit(golden, cuda, "fp8")
-    op_by_op = load_dit(golden, _core.TimedDevice(cuda, flush_bytes=0), "fp8")
+    op_by_op = load_dit(golden, _core_dev.TimedDevice(cuda, flush_bytes=0), "fp8")
     replayed, renewed = open_stream(dit, recorded), open_stream(dit, recorded)
     eager = open_stream(op_by_op, recorded)
     for _ in range(5):

@@ -103,5 +103,5 @@ def test_a_cpu_device_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = SimpleNamespace(cuda_stream=0)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     launch = kernels.launcher(_core.open_cpu(), torch.device("cpu"))
-    with pytest.raises(DeviceError, match="expected a CUDA device, got cpu"):
+    with pytest.raises(DeviceError, match="expected a CUDA device, found cpu"):
         launch("to_pictures.bf16")

@@ -1,6 +1,6 @@
 #include "liveact/kv_layout.h"
 
-#include "liveact/error.h"
+#include "core/check.h"
 
 namespace liveact {
 
@@ -8,19 +8,19 @@ Memory memory_from_name(std::string_view name) {
   if (name == "sequential") return Memory::sequential;
   if (name == "sharded") return Memory::sharded;
   if (name == "mean") return Memory::mean;
-  detail::fail("memory: expected sequential, sharded or mean, got '", name, "'");
+  detail::fail("memory: expected sequential, sharded or mean, found '", name, "'");
 }
 
 CompressAxis compress_axis_from_name(std::string_view name) {
   if (name == "token") return CompressAxis::token;
   if (name == "frame") return CompressAxis::frame;
-  detail::fail("compress axis: expected token or frame, got '", name, "'");
+  detail::fail("compress axis: expected token or frame, found '", name, "'");
 }
 
 ValueFilter value_filter_from_name(std::string_view name) {
   if (name == "key") return ValueFilter::key;
   if (name == "own") return ValueFilter::own;
-  detail::fail("value filter: expected key or own, got '", name, "'");
+  detail::fail("value filter: expected key or own, found '", name, "'");
 }
 
 namespace {
@@ -41,20 +41,20 @@ bool is_released(const SlotCounts& counts) {
 std::vector<SlotUpdate> update_table(const SlotCounts& counts, Memory memory, int64_t block) {
   LIVEACT_CHECK(counts.reference >= 0 && counts.long_term >= 0 && counts.short_term >= 0 &&
                     counts.context() >= 1 && counts.current >= 1,
-                "kv layout: expected slot counts >= 0 with a context and a current block, got ",
+                "kv layout: expected slot counts >= 0 with a context and a current block, found ",
                 counts.reference, ",", counts.long_term, ",", counts.short_term, ",",
                 counts.current);
   LIVEACT_CHECK(counts.short_term <= counts.current,
                 "kv layout: expected at most as many short-term slots as the current block has (",
-                counts.current, "), got ", counts.short_term);
+                counts.current, "), found ", counts.short_term);
   LIVEACT_CHECK(memory != Memory::sharded || is_released(counts),
-                "kv layout: sharded memory is defined for slot counts 2,2,2,8 only, got ",
+                "kv layout: sharded memory is defined for slot counts 2,2,2,8 only, found ",
                 counts.reference, ",", counts.long_term, ",", counts.short_term, ",",
                 counts.current);
   // Slots between the reference and the frames that move.
   const int span = counts.long_term + counts.short_term + counts.current - counts.short_term;
   LIVEACT_CHECK(counts.long_term == 0 || span >= kCompressTaps, "kv layout: expected at least ",
-                kCompressTaps, " slots to compress between reference and short-term, got ", span);
+                kCompressTaps, " slots to compress between reference and short-term, found ", span);
 
   std::vector<SlotUpdate> table;
   if (block == 0) {

@@ -3,7 +3,7 @@
 #include <iomanip>
 #include <sstream>
 
-#include "liveact/error.h"
+#include "core/check.h"
 
 namespace liveact {
 

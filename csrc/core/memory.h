@@ -1,11 +1,11 @@
-// Whether a device has room for what is about to be allocated, asked before any of it is.
+// Whether a device has memory for what is about to be allocated, asked before any of it is.
 #pragma once
 
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "core/ops.h"
+#include "liveact/device.h"
 
 namespace liveact {
 

@@ -1,17 +1,16 @@
-// What follows from the sizes of a model and the formats of its products alone: the tensors of a
-// checkpoint, bytes on a device, what is refused.
+// The sizes of a model: which are refused, and the tensors that follow from them.
 
-#include "liveact/error.h"
-#include "liveact/model.h"
+#include "core/check.h"
+#include "core/weights.h"
 
 namespace liveact {
 
 void ModelConfig::check() const {
   LIVEACT_CHECK(num_heads > 0 && dim > 0 && dim % num_heads == 0,
-                "config: expected dim to be a multiple of num_heads, got ", dim, " and ",
+                "config: expected dim to be a multiple of num_heads, found ", dim, " and ",
                 num_heads);
   LIVEACT_CHECK(head_dim() % 2 == 0 && head_dim() >= 8,
-                "config: expected an even head dim of at least 8, got ", head_dim());
+                "config: expected an even head dim of at least 8, found ", head_dim());
   LIVEACT_CHECK(num_layers > 0 && ffn_dim > 0 && text_dim > 0 && text_len > 0 && in_dim > out_dim &&
                     out_dim > 0 && intermediate_dim > 0 && output_dim > 0 && context_tokens > 0 &&
                     image_dim > 0 && audio_dim > 0 && freq_dim > 0 && freq_dim % 2 == 0,
@@ -72,67 +71,6 @@ std::vector<TensorSpec> expected_tensors(const ModelConfig& c) {
   specs.push_back({"head.modulation", {1, 2, d}});
   linear("head.head", 4 * c.out_dim, d);
   return specs;
-}
-
-int64_t weight_bytes(const ModelConfig& c, const Precision& precision, DType stored) {
-  // As in Loader::linear: fp8 and bf16 are what the policy says, fp32 keeps the stored format.
-  const auto bytes = [&](DType dtype, int64_t n, int64_t k) {
-    const int64_t element = size_bytes(dtype == DType::f32 ? stored : dtype);
-    return n * k * element + (dtype == DType::f8 ? 4 * n : 0);
-  };
-  const DType plain = precision.activations;
-  const int64_t d = c.dim;
-  int64_t total = bytes(plain, d, 4 * c.in_dim) + bytes(plain, d, c.text_dim) + bytes(plain, d, d) +
-                  bytes(plain, c.image_dim, c.image_dim) + bytes(plain, d, c.image_dim) +
-                  bytes(plain, c.intermediate_dim, kAudioWindow * c.audio_dim) +
-                  bytes(plain, c.intermediate_dim, c.intermediate_dim) +
-                  bytes(plain, c.context_tokens * c.output_dim, c.intermediate_dim) +
-                  bytes(plain, 4 * c.out_dim, d);
-  for (const LayerPrecision& p : precision.layers) {
-    total += bytes(p.self_qkv, 3 * d, d) + bytes(p.self_o, d, d) + bytes(p.cross_q, d, d) +
-             bytes(p.cross_o, d, d) + 4 * bytes(p.cross_kv, d, d) + bytes(p.audio_q, d, d) +
-             bytes(plain, 2 * d, c.output_dim) + bytes(p.audio_o, d, d) +
-             bytes(p.ffn_up, c.ffn_dim, d) + bytes(p.ffn_down, d, c.ffn_dim);
-  }
-  return total;
-}
-
-int64_t constant_bytes(const Device& device, const ModelConfig& c, const Precision& precision) {
-  const DType plain = precision.activations;
-  const int64_t f32 = size_bytes(DType::f32);
-  const int64_t bias = size_bytes(device.bias_dtype(plain));
-  const int64_t d = c.dim;
-  int64_t total =
-      bias * (4 * d + c.image_dim + 2 * c.intermediate_dim + c.context_tokens * c.output_dim) +
-      size_bytes(device.bias_dtype(DType::f32)) * 4 * c.out_dim +
-      f32 * 2 * (c.image_dim + d + c.output_dim + kSteps * d);  // norms
-  for (const LayerPrecision& p : precision.layers) {
-    // A projection with a gate has its scale and bias at every step.
-    const auto gated = [&](DType dtype) { return (f32 + (dtype == DType::f8 ? bias : f32)) * d; };
-    total +=
-        bias * (15 * d + c.ffn_dim) +  // qkv 3, k and v of text and image 4, audio_kv 2, 6 of 1
-        kSteps * (gated(p.self_o) + gated(p.ffn_down) + f32 * 4 * d) +  // and two norms
-        f32 * d * (2 + 2 * kCompressTaps + 2 + 3 + 2);                  // gains, taps, norms
-  }
-  return total;
-}
-
-Precision Precision::uniform(DType dtype, int64_t num_layers) {
-  return {dtype == DType::f32 ? DType::f32 : DType::bf16,
-          std::vector<LayerPrecision>(num_layers, LayerPrecision::uniform(dtype))};
-}
-
-void Precision::check(int64_t num_layers) const {
-  LIVEACT_CHECK(std::ssize(layers) == num_layers, "precision policy: expected ", num_layers,
-                " layers, got ", layers.size());
-  for (size_t i = 0; i < layers.size(); ++i) {
-    for (const Product& product : kProducts) {
-      const DType dtype = layers[i].*product.format;
-      LIVEACT_CHECK(size_bytes(dtype) <= size_bytes(activations),
-                    "precision policy: expected no format in layer ", i, " wider than ",
-                    name(activations), ", got ", name(dtype));
-    }
-  }
 }
 
 }  // namespace liveact

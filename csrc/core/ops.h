@@ -1,10 +1,4 @@
-// The op list: everything a backend must do, each argument with its shape.
-//
-// M tokens of the current block · D model width · H heads · hd head dim · F tokens per latent frame
-// The same names are used by triton_kernels/, the reference in tests/ and the benchmarks.
-// Rows may be fp32, bf16 or fp8; an op computes in fp32, reads what it is given and writes the
-// format of its output (fp8 output: one scale per row, see dtype.h). All pointers are device
-// pointers of the Device that the Ops came from. Arguments are checked when a stream opens.
+// What the ops work on, and their interface. The ops themselves are in op_list.h.
 #pragma once
 
 #include <cstdint>
@@ -61,7 +55,7 @@ struct Weight {
 // bias.
 struct Epilogue {
   const float* scale = nullptr;  // [n] or null for 1
-  // [n] or null for 0; in Device::bias_dtype(format of out), fp32 where an unquantised weight has
+  // [n] or null for 0; in DeviceFormats::bias(format of out), fp32 where an unquantised weight has
   // a scale (a gate)
   const void* bias = nullptr;
   bool accumulate = false;
@@ -77,10 +71,6 @@ struct Heads {
   float* scale = nullptr;  // [H, tokens], fp8 only: per token and head
 };
 
-// The cuda backend keeps V of self-attention K-major, as its FP8 products need it: [H, hd, S] with
-// S the tokens rounded up to this.
-constexpr int64_t kValueStride = 128;
-
 // Keys and values of consecutive tokens in the layout that the backend's attention wants; the
 // shapes are those of the cpu backend.
 struct KvSegment {
@@ -94,9 +84,9 @@ struct KvSegment {
   float* v_scale = nullptr;  // [H], fp8 only: shared by context and current block, see below
 
   int64_t key_bytes() const { return heads * tokens * head_dim * size_bytes(dtype); }
-  // Room for the GPU's layout of V too: [H, hd, tokens rounded up to kValueStride].
-  int64_t value_bytes() const {
-    const int64_t columns = (tokens + kValueStride - 1) / kValueStride * kValueStride;
+  // `multiple` is DeviceFormats::value_multiple.
+  int64_t value_bytes(int64_t multiple) const {
+    const int64_t columns = (tokens + multiple - 1) / multiple * multiple;
     return heads * head_dim * columns * size_bytes(dtype);
   }
 };
@@ -125,7 +115,7 @@ struct Rope {
 
 // Depthwise 5-tap filters that compress keys and values; null taps mean the plain average.
 struct CompressFilter {
-  const float* key_taps = nullptr;    // [D, 5] ([5, D] where Device::tap_major) or null
+  const float* key_taps = nullptr;    // [D, 5] ([5, D] where DeviceFormats::tap_major) or null
   const float* value_taps = nullptr;  // the same
   CompressAxis axis = CompressAxis::token;
 };
@@ -134,115 +124,14 @@ enum class Activation { gelu_tanh, gelu_erf, relu };
 
 constexpr int kTimeMarks = 8;
 
+// The ops of a backend, on a queue: op_list.h says what each one does.
 class Ops {
  public:
   virtual ~Ops() = default;
 
-  // Latent z [16, n, h, w] fp32 and conditioning y [c - 16, n, h, w] fp32 (frame stride given in
-  // latent frames of y: y has y_frames of them, the block starts at y_first) -> tokens
-  // [n * F, c * 4], channel-major patches (c, ph, pw).
-  virtual void patchify(const float* z, const float* y, int64_t z_channels, int64_t y_channels,
-                        int64_t y_frames, int64_t y_first, int64_t n, int64_t h, int64_t w,
-                        const Rows& tokens) = 0;
-
-  // tokens [n * F, 4 * channels] in (ph, pw, channel) order -> v [channels, n, h, w] fp32.
-  virtual void unpatchify(const Rows& tokens, int64_t channels, int64_t n, int64_t h, int64_t w,
-                          float* v) = 0;
-
-  // out [M, N] = x [M, K] · weight [N, K]^T with the epilogue above.
-  virtual void linear(const Rows& x, const Weight& weight, const Epilogue& epilogue,
-                      const Rows& out) = 0;
-
-  // out = LayerNorm(x) * gain + bias over the columns; modulate (gain = 1 + scale, bias = shift)
-  // and affine are the same op. gain, bias [cols] fp32.
-  virtual void layer_norm(const Rows& x, const float* gain, const float* bias, float eps,
-                          const Rows& out) = 0;
-
-  // out = x / rms(x) * gain over all columns. gain [cols] fp32.
-  virtual void rms_norm(const Rows& x, const float* gain, float eps, const Rows& out) = 0;
-
-  // out = activation(x), quantised where out is fp8.
-  virtual void activate(const Rows& x, Activation activation, const Rows& out) = 0;
-
-  // out = x in another format.
-  virtual void quantize(const Rows& x, const Rows& out) = 0;
-
-  // v_scale [heads] of the values in qkv [M, 3D], as described at kValueHeadroom.
-  virtual void value_scale(const Rows& qkv, int64_t heads, float* v_scale) = 0;
-
-  // From the fused product qkv [M, 3D]: RMS over all of D for q and k, rotation, split in heads,
-  // quantisation. Query and key of token t sit at latent-frame position first_position + t / F.
-  // Writes q [H, M, hd] and `current` (M tokens; its v_scale is read).
-  virtual void split_qkv(const Rows& qkv, const float* q_gain, const float* k_gain, float eps,
-                         const Rope& rope, int64_t first_position, const Heads& q,
-                         const KvSegment& current) = 0;
-
-  // RMS-normed keys and plain values of a text or an image, token-major k, v [tokens, D] ->
-  // segment.
-  virtual void store_kv(const Rows& k, const Rows& v, const KvSegment& segment) = 0;
-
-  // out [M, D] = softmax(q · [context; current]^T / sqrt(hd)) · [context; current], no mask.
-  // The context may have no tokens.
-  virtual void self_attention(const Heads& q, const KvSegment& context, const KvSegment& current,
-                              const Rows& out) = 0;
-
-  // out [M, D] = Attn(q, text) + Attn(q, image): two softmaxes, one q [M, D]. The last text key
-  // stands for `pad_count` identical padding rows: its logit has log(pad_count) added; with
-  // pad_count 0 it is left out.
-  virtual void cross_attention(const Rows& q, const KvSegment& text, int64_t pad_count,
-                               const KvSegment& image, const Rows& out) = 0;
-
-  // Per latent frame j of n: out rows j*F .. = Attn(q rows j*F .., keys of that frame). kv holds
-  // kv_frames * T audio tokens [kv_frames * T, 2D] (k | v); kv_frames is n, or 1 for all alike.
-  virtual void audio_attention(const Rows& q, const Rows& kv, int64_t n, int64_t kv_frames,
-                               int64_t heads, const Rows& out) = 0;
-
-  // context <- table applied to (context, current), `first_slot` being the slot (and position) of
-  // current's first latent frame. Keys are un-rotated, filtered, rotated for their new slot and
-  // quantised again. `staging` has the size of the context.
-  virtual void update_memory(std::span<const SlotUpdate> table, const CompressFilter& filter,
-                             const Rope& rope, int64_t first_slot, const KvSegment& current,
-                             const KvSegment& staging, const KvSegment& context) = 0;
-
-  // The keys of `segment` un-rotated, and its values, as fp32 [tokens, H, hd]; for inspection.
-  virtual void export_kv(const KvSegment& segment, const Rope& rope, int64_t first_position,
-                         float* k, float* v) = 0;
-
-  // v <- v_null + guidance * (v - v_null), elementwise. v, v_null [size].
-  virtual void guide(float* v, const float* v_null, float guidance, int64_t size) = 0;
-
-  // x0 = z - sigma * v; z <- (1 - next_sigma) * x0 + next_sigma * noise. All [size] fp32; noise
-  // may be null where next_sigma is 0.
-  virtual void sampler_step(float* z, const float* v, const float* noise, float sigma,
-                            float next_sigma, int64_t size) = 0;
-
-  // Returns whether every value of x [size] is finite. Waits for the ops before it.
-  virtual bool all_finite(const float* x, int64_t size) = 0;
-
-  // Planning: from `begin_plan` to `end_plan` ops check their arguments and note their shapes, and
-  // nothing runs; `end_plan` then chooses what is to be chosen for these shapes, by trial where
-  // that is the way, which overwrites what the noted ops write. Nothing happens and false comes
-  // back where there is nothing to choose.
-  virtual bool begin_plan() = 0;
-  virtual void end_plan() = 0;
-
-  // Repeating the same ops on the same buffers: `replay(key)` runs what was recorded under `key`
-  // and returns true, or returns false; then the ops between `begin_record` and `end_record` run
-  // and, where the backend can (CUDA graphs), are kept under that key. `forget` drops all, one that
-  // is being recorded too.
-  virtual bool replay(int key) = 0;
-  virtual void begin_record(int key) = 0;
-  virtual void end_record() = 0;
-  virtual void forget() = 0;
-
-  // Time marks 0 to kTimeMarks - 1. `mark` notes when the ops before it are done, without waiting;
-  // `marked_ms` is the time between two marks once a `download` after the later one has returned.
-  virtual void mark(int index) = 0;
-  virtual double marked_ms(int first, int second) = 0;
-
-  // Host memory in and out; `download` waits for the ops before it.
-  virtual void upload(void* target, const void* host, int64_t bytes) = 0;
-  virtual void download(void* host, const void* source, int64_t bytes) = 0;
+#define LIVEACT_OP(result, name, parameters, arguments) virtual result name parameters = 0;
+#define LIVEACT_QUEUE_CALL LIVEACT_OP
+#include "core/op_list.h"
 };
 
 // The largest sizes that the ops of one stream will see; scratch is made for them once.
@@ -251,71 +140,6 @@ struct OpsLimits {
   int64_t max_operand = 0;  // elements of the input of a linear
   int64_t max_keys = 0;     // context and current block, or text and image
   int64_t head_dim = 0;
-};
-
-// One device: memory, weights in the device's format, and op queues.
-class Device {
- public:
-  virtual ~Device() = default;
-  virtual const char* name() const = 0;
-
-  // Zero-filled, aligned to 64 bytes or more. Throws Error with the size when there is no room.
-  virtual void* allocate(int64_t bytes) = 0;
-  virtual void release(void* pointer) = 0;
-  virtual int64_t allocated_bytes() const = 0;   // now
-  virtual int64_t allocation_count() const = 0;  // ever
-
-  // What is free now; nothing where the device cannot say (the system may still give more).
-  virtual std::optional<int64_t> free_bytes() const = 0;
-
-  // `source` is host memory or memory of this device that others (torch) allocated.
-  virtual void upload(void* target, const void* source, int64_t bytes) = 0;
-  virtual void download(void* host, const void* source, int64_t bytes) = 0;
-  // Whether the host cannot read there.
-  virtual bool is_device_memory(const void* pointer) const = 0;
-
-  // The format in which this device wants the bias of a linear whose output has format `out`.
-  virtual DType bias_dtype(DType out) const = 0;
-
-  // Whether this device wants the taps of CompressFilter as [5, D]: adjacent channels then load
-  // adjacent taps.
-  virtual bool tap_major() const { return false; }
-
-  // Whether a weight of this host format can be used where it lies (memory-mapped), so that the
-  // model need not copy it.
-  virtual bool uses_host_weights(DType dtype) const = 0;
-
-  virtual std::unique_ptr<Ops> open_ops(const OpsLimits& limits) = 0;
-  virtual int64_t ops_bytes(const OpsLimits& limits) const = 0;  // what open_ops allocates
-};
-
-// Owns one allocation of a device.
-class Buffer {
- public:
-  Buffer() = default;
-  Buffer(Device& device, int64_t bytes)
-      : device_(&device), data_(device.allocate(bytes)), bytes_(bytes) {}
-  Buffer(Buffer&& other) noexcept { *this = std::move(other); }
-  Buffer& operator=(Buffer&& other) noexcept {
-    std::swap(device_, other.device_);
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() {
-    if (data_ != nullptr) device_->release(data_);
-  }
-
-  void* data() const { return data_; }
-  float* f32() const { return static_cast<float*>(data_); }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  Device* device_ = nullptr;
-  void* data_ = nullptr;
-  int64_t bytes_ = 0;
 };
 
 }  // namespace liveact

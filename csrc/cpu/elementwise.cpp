@@ -4,8 +4,9 @@
 
 #include <cstring>
 
+#include "core/host_rows.h"
 #include "cpu/cpu_backend.h"
-#include "cpu/rows.h"
+#include "cpu/exp2.h"
 
 namespace liveact::cpu {
 

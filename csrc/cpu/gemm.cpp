@@ -8,8 +8,8 @@
 #include <omp.h>
 
 #include "cblas.h"
+#include "core/host_rows.h"
 #include "cpu/cpu_backend.h"
-#include "cpu/rows.h"
 
 namespace liveact::cpu {
 

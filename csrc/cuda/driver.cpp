@@ -2,6 +2,8 @@
 
 #include <dlfcn.h>
 
+#include "core/check.h"
+
 namespace liveact::cuda {
 
 DynamicLibrary::DynamicLibrary(const std::string& name)
@@ -19,10 +21,8 @@ DynamicLibrary::~DynamicLibrary() { dlclose(handle_); }
 
 void* DynamicLibrary::symbol(const char* symbol) const {
   void* address = dlsym(handle_, symbol);
-  if (address == nullptr) {
-    detail::fail<DeviceError>(name_, ": expected the function ", symbol,
-                              ", found none: the library is too old");
-  }
+  LIVEACT_DEVICE_CHECK(address != nullptr, name_, ": expected the function ", symbol,
+                       ", found none: the library is too old");
   return address;
 }
 

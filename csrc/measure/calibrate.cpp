@@ -2,8 +2,10 @@
 
 #include <algorithm>
 
-#include "cpu/rows.h"
-#include "liveact/error.h"
+#include "core/buffer.h"
+#include "core/check.h"
+#include "core/host_rows.h"
+#include "core/weights.h"
 
 namespace liveact {
 
@@ -13,7 +15,7 @@ namespace {
 class Scratch {
  public:
   explicit Scratch(Device& device) : device_(device) {}
-  void* room(int64_t bytes) {
+  void* memory(int64_t bytes) {
     if (buffer_.data() == nullptr || buffer_.bytes() < bytes) buffer_ = Buffer(device_, bytes);
     return buffer_.data();
   }
@@ -26,12 +28,12 @@ class Scratch {
 class ScratchRows {
  public:
   explicit ScratchRows(Device& device) : data_(device), scale_(device) {}
-  Rows room(int64_t rows, int64_t cols, DType dtype) {
-    return {.data = data_.room(rows * cols * size_bytes(dtype)),
+  Rows memory(int64_t rows, int64_t cols, DType dtype) {
+    return {.data = data_.memory(rows * cols * size_bytes(dtype)),
             .dtype = dtype,
             .rows = rows,
             .cols = cols,
-            .scale = static_cast<float*>(scale_.room(4 * rows))};
+            .scale = static_cast<float*>(scale_.memory(4 * rows))};
   }
 
  private:
@@ -41,27 +43,32 @@ class ScratchRows {
 // A segment in fp8 beside one in another format.
 class ShadowSegment {
  public:
-  explicit ShadowSegment(Device& device) : k_(device), v_(device), k_scale_(device) {}
-  KvSegment room(const KvSegment& like, float* v_scale) {
+  explicit ShadowSegment(Device& device)
+      : value_multiple_(device.formats().value_multiple),
+        k_(device),
+        v_(device),
+        k_scale_(device) {}
+  KvSegment memory(const KvSegment& like, float* v_scale) {
     KvSegment segment = like;
     segment.dtype = DType::f8;
-    segment.k = k_.room(segment.key_bytes());
-    segment.v = v_.room(segment.value_bytes());
-    segment.k_scale = static_cast<float*>(k_scale_.room(4 * like.tokens * like.heads));
+    segment.k = k_.memory(segment.key_bytes());
+    segment.v = v_.memory(segment.value_bytes(value_multiple_));
+    segment.k_scale = static_cast<float*>(k_scale_.memory(4 * like.tokens * like.heads));
     segment.v_scale = v_scale;
     return segment;
   }
 
  private:
+  int64_t value_multiple_;
   Scratch k_, v_, k_scale_;
 };
 
 // The context of one (step, layer) in fp8.
 struct ShadowContext {
   explicit ShadowContext(Device& device, int64_t heads)
-      : v_scale(device, 4 * heads), memory(device) {}
+      : v_scale(device, 4 * heads), segment(device) {}
   Buffer v_scale;
-  ShadowSegment memory;
+  ShadowSegment segment;
 };
 
 class CalibrationOps final : public ProxyOps {
@@ -130,10 +137,9 @@ void CalibrationOps::compare(const Rows& wide, const Rows& narrow, SquaredError&
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < wide.rows; ++row) {
       const int64_t at = row * wide.cols;
-      const float* a =
-          cpu::read_f32(host_wide_.data(), wide.dtype, at, wide.cols, 1.0f, scratch.data());
-      const float* b = cpu::read_f32(host_narrow_.data(), wide.dtype, at, wide.cols, 1.0f,
-                                     scratch.data() + wide.cols);
+      const float* a = read_f32(host_wide_.data(), wide.dtype, at, wide.cols, 1.0f, scratch.data());
+      const float* b = read_f32(host_narrow_.data(), wide.dtype, at, wide.cols, 1.0f,
+                                scratch.data() + wide.cols);
       for (int64_t i = 0; i < wide.cols; ++i) {
         const double delta = static_cast<double>(b[i]) - a[i];
         difference += delta * delta;
@@ -150,9 +156,9 @@ void CalibrationOps::linear(const Rows& x, const Weight& weight, const Epilogue&
   inner().linear(x, weight, epilogue, out);  // `out` is never x: x is as it was
   SquaredError* error = watched(weight.parts[0].data);
   if (error == nullptr) return;
-  const Rows operand = operand_.room(x.rows, x.cols, DType::f8);
+  const Rows operand = operand_.memory(x.rows, x.cols, DType::f8);
   inner().quantize(x, operand);
-  const Rows codes = weight_.room(weight.n, weight.k, DType::f8);
+  const Rows codes = weight_.memory(weight.n, weight.k, DType::f8);
   int64_t first_row = 0;
   for (const Weight::Part& part : weight.parts) {
     if (part.n == 0) continue;
@@ -170,8 +176,8 @@ void CalibrationOps::linear(const Rows& x, const Weight& weight, const Epilogue&
                          .scale = codes.scale,
                          .n = weight.n,
                          .k = weight.k};
-  const Rows wide = wide_.room(x.rows, weight.n, x.dtype);
-  const Rows narrow = narrow_.room(x.rows, weight.n, x.dtype);
+  const Rows wide = wide_.memory(x.rows, weight.n, x.dtype);
+  const Rows narrow = narrow_.memory(x.rows, weight.n, x.dtype);
   inner().linear(x, weight, {}, wide);
   inner().linear(operand, quantized, {.scale = codes.scale}, narrow);
   compare(wide, narrow, *error);
@@ -188,13 +194,14 @@ void CalibrationOps::self_attention(const Heads& q, const KvSegment& context,
   if (added) inner().value_scale(split_.qkv, q.heads, v_scale);  // block 0 sets it, as in a stream
   Heads narrow_q = q;
   narrow_q.dtype = DType::f8;
-  narrow_q.data = q_.room(q.heads * q.tokens * q.head_dim);
-  narrow_q.scale = static_cast<float*>(q_scale_.room(4 * q.heads * q.tokens));
-  narrow_current_ = current_.room(current, v_scale);
+  narrow_q.data = q_.memory(q.heads * q.tokens * q.head_dim);
+  narrow_q.scale = static_cast<float*>(q_scale_.memory(4 * q.heads * q.tokens));
+  narrow_current_ = current_.memory(current, v_scale);
   inner().split_qkv(split_.qkv, split_.q_gain, split_.k_gain, split_.eps, split_.rope,
                     split_.first_position, narrow_q, narrow_current_);
-  const Rows narrow = narrow_.room(out.rows, out.cols, out.dtype);
-  inner().self_attention(narrow_q, shadow.memory.room(context, v_scale), narrow_current_, narrow);
+  const Rows narrow = narrow_.memory(out.rows, out.cols, out.dtype);
+  inner().self_attention(narrow_q, shadow.segment.memory(context, v_scale), narrow_current_,
+                         narrow);
   compare(out, narrow, *error);
 }
 
@@ -207,26 +214,42 @@ void CalibrationOps::update_memory(std::span<const SlotUpdate> table, const Comp
   ShadowContext& shadow = found->second;
   auto* v_scale = static_cast<float*>(shadow.v_scale.data());
   inner().update_memory(table, filter, rope, first_slot, narrow_current_,
-                        staging_.room(staging, v_scale), shadow.memory.room(context, v_scale));
+                        staging_.memory(staging, v_scale), shadow.segment.memory(context, v_scale));
+}
+
+// By what its ops recognise a product: the first part of each of its weights; attention, which has
+// none, by the gain of q.
+std::vector<const void*> keys_of(const Product& product, const Layer& layer) {
+  using P = LayerPrecision;
+  if (product.format == &P::attention) return {layer.self_q_norm.gain};
+  if (product.format == &P::cross_kv) {
+    return {layer.text_k.weight.parts[0].data, layer.text_v.weight.parts[0].data,
+            layer.image_k.weight.parts[0].data, layer.image_v.weight.parts[0].data};
+  }
+  constexpr std::pair<DType P::*, Linear Layer::*> kLinears[] = {
+      {&P::self_qkv, &Layer::self_qkv}, {&P::self_o, &Layer::self_o},
+      {&P::cross_q, &Layer::cross_q},   {&P::cross_o, &Layer::cross_o},
+      {&P::audio_q, &Layer::audio_q},   {&P::audio_o, &Layer::audio_o},
+      {&P::ffn_up, &Layer::ffn_up},     {&P::ffn_down, &Layer::ffn_down}};
+  for (const auto& [format, linear] : kLinears) {
+    if (format == product.format) return {(layer.*linear).weight.parts[0].data};
+  }
+  detail::fail("calibrate: expected a product of a layer, found ", product.name);
 }
 
 }  // namespace
 
 void CalibrationDevice::watch(const Model& model) {
   ledger_->watched.clear();
-  ledger_->errors.assign(model.layers.size(), {});
-  for (size_t i = 0; i < model.layers.size(); ++i) {
-    const Layer& layer = model.layers[i];
+  ledger_->errors.assign(model.weights().layers.size(), {});
+  for (size_t i = 0; i < model.weights().layers.size(); ++i) {
+    const Layer& layer = model.weights().layers[i];
     for (size_t p = 0; p < kProducts.size(); ++p) {
       const Product& product = kProducts[p];
       LIVEACT_CHECK(model.precision().layers[i].*product.format != DType::f8,
-                    "calibrate: expected a model in bf16 or fp32, got ", product.name, " of layer ",
-                    i, " in fp8");
-      std::vector<const void*> keys;
-      for (Linear Layer::* linear : product.linears) {
-        if (linear != nullptr) keys.push_back((layer.*linear).weight.parts[0].data);
-      }
-      if (keys.empty()) keys.push_back(layer.self_q_norm.gain);
+                    "calibrate: expected a model in bf16 or fp32, found ", product.name,
+                    " of layer ", i, " in fp8");
+      const std::vector<const void*> keys = keys_of(product, layer);
       std::vector<SquaredError>& errors = ledger_->errors[i][p];
       errors.resize(keys.size());
       for (size_t k = 0; k < keys.size(); ++k) ledger_->watched[keys[k]] = &errors[k];

@@ -27,7 +27,7 @@ struct SquaredError {
   double difference = 0;
   double reference = 0;
 };
-// In the order of kProducts: of each of its linears, or of attention.
+// In the order of kProducts: of each of a product's linears (cross_kv has four), or of attention.
 using LayerErrors = std::array<std::vector<SquaredError>, kProducts.size()>;
 
 // What is measured, shared by the op queues of one CalibrationDevice.

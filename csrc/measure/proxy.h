@@ -6,9 +6,11 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "core/ops.h"
+#include "liveact/device.h"
 
 namespace liveact {
 
@@ -22,78 +24,14 @@ class ProxyOps : public Ops {
     op();
   }
 
-  void patchify(const float* z, const float* y, int64_t z_channels, int64_t y_channels,
-                int64_t y_frames, int64_t y_first, int64_t n, int64_t h, int64_t w,
-                const Rows& tokens) override {
-    around("patchify", [&] {
-      inner_->patchify(z, y, z_channels, y_channels, y_frames, y_first, n, h, w, tokens);
-    });
+#define LIVEACT_UNPACK(...) __VA_ARGS__
+#define LIVEACT_OP(result, name, parameters, arguments)          \
+  result name parameters override {                              \
+    return pass<result>(label(#name, LIVEACT_UNPACK arguments),  \
+                        [&] { return inner_->name arguments; }); \
   }
-  void unpatchify(const Rows& tokens, int64_t channels, int64_t n, int64_t h, int64_t w,
-                  float* v) override {
-    around("unpatchify", [&] { inner_->unpatchify(tokens, channels, n, h, w, v); });
-  }
-  void linear(const Rows& x, const Weight& weight, const Epilogue& epilogue,
-              const Rows& out) override {
-    around("linear " + std::to_string(weight.n) + "x" + std::to_string(weight.k),
-           [&] { inner_->linear(x, weight, epilogue, out); });
-  }
-  void layer_norm(const Rows& x, const float* gain, const float* bias, float eps,
-                  const Rows& out) override {
-    around("layer_norm", [&] { inner_->layer_norm(x, gain, bias, eps, out); });
-  }
-  void rms_norm(const Rows& x, const float* gain, float eps, const Rows& out) override {
-    around("rms_norm", [&] { inner_->rms_norm(x, gain, eps, out); });
-  }
-  void activate(const Rows& x, Activation activation, const Rows& out) override {
-    around("activate", [&] { inner_->activate(x, activation, out); });
-  }
-  void quantize(const Rows& x, const Rows& out) override {
-    around("quantize", [&] { inner_->quantize(x, out); });
-  }
-  void value_scale(const Rows& qkv, int64_t heads, float* v_scale) override {
-    around("value_scale", [&] { inner_->value_scale(qkv, heads, v_scale); });
-  }
-  void split_qkv(const Rows& qkv, const float* q_gain, const float* k_gain, float eps,
-                 const Rope& rope, int64_t first_position, const Heads& q,
-                 const KvSegment& current) override {
-    around("split_qkv",
-           [&] { inner_->split_qkv(qkv, q_gain, k_gain, eps, rope, first_position, q, current); });
-  }
-  void store_kv(const Rows& k, const Rows& v, const KvSegment& segment) override {
-    around("store_kv", [&] { inner_->store_kv(k, v, segment); });
-  }
-  void self_attention(const Heads& q, const KvSegment& context, const KvSegment& current,
-                      const Rows& out) override {
-    around("self_attention", [&] { inner_->self_attention(q, context, current, out); });
-  }
-  void cross_attention(const Rows& q, const KvSegment& text, int64_t pad_count,
-                       const KvSegment& image, const Rows& out) override {
-    around("cross_attention", [&] { inner_->cross_attention(q, text, pad_count, image, out); });
-  }
-  void audio_attention(const Rows& q, const Rows& kv, int64_t n, int64_t kv_frames, int64_t heads,
-                       const Rows& out) override {
-    around("audio_attention", [&] { inner_->audio_attention(q, kv, n, kv_frames, heads, out); });
-  }
-  void update_memory(std::span<const SlotUpdate> table, const CompressFilter& filter,
-                     const Rope& rope, int64_t first_slot, const KvSegment& current,
-                     const KvSegment& staging, const KvSegment& context) override {
-    around("update_memory", [&] {
-      inner_->update_memory(table, filter, rope, first_slot, current, staging, context);
-    });
-  }
-  void guide(float* v, const float* v_null, float guidance, int64_t size) override {
-    around("guide", [&] { inner_->guide(v, v_null, guidance, size); });
-  }
-  void sampler_step(float* z, const float* v, const float* noise, float sigma, float next_sigma,
-                    int64_t size) override {
-    around("sampler_step", [&] { inner_->sampler_step(z, v, noise, sigma, next_sigma, size); });
-  }
-  bool all_finite(const float* x, int64_t size) override {
-    bool finite = false;
-    around("all_finite", [&] { finite = inner_->all_finite(x, size); });
-    return finite;
-  }
+#include "core/op_list.h"
+#undef LIVEACT_UNPACK
 
   void export_kv(const KvSegment& segment, const Rope& rope, int64_t first_position, float* k,
                  float* v) override {
@@ -122,6 +60,26 @@ class ProxyOps : public Ops {
   bool planning() const { return planning_; }
 
  private:
+  template <typename Result, typename Op>
+  Result pass(const std::string& name, const Op& op) {
+    if constexpr (std::is_void_v<Result>) {
+      around(name, op);
+    } else {
+      Result result{};
+      around(name, [&] { result = op(); });
+      return result;
+    }
+  }
+
+  template <typename... Arguments>
+  static std::string label(const char* name, const Arguments&...) {
+    return name;
+  }
+  static std::string label(const char* name, const Rows&, const Weight& weight, const Epilogue&,
+                           const Rows&) {
+    return std::string(name) + " " + std::to_string(weight.n) + "x" + std::to_string(weight.k);
+  }
+
   std::unique_ptr<Ops> inner_;
   bool planning_ = false;
 };
@@ -131,6 +89,7 @@ class ProxyDevice : public Device {
   explicit ProxyDevice(std::shared_ptr<Device> inner) : inner_(std::move(inner)) {}
 
   const char* name() const override { return inner_->name(); }
+  DeviceFormats formats() const override { return inner_->formats(); }
   void* allocate(int64_t bytes) override { return inner_->allocate(bytes); }
   void release(void* pointer) override { inner_->release(pointer); }
   int64_t allocated_bytes() const override { return inner_->allocated_bytes(); }
@@ -145,9 +104,6 @@ class ProxyDevice : public Device {
   bool is_device_memory(const void* pointer) const override {
     return inner_->is_device_memory(pointer);
   }
-  DType bias_dtype(DType out) const override { return inner_->bias_dtype(out); }
-  bool tap_major() const override { return inner_->tap_major(); }
-  bool uses_host_weights(DType dtype) const override { return inner_->uses_host_weights(dtype); }
   // Without what the decorator's own ops allocate.
   int64_t ops_bytes(const OpsLimits& limits) const override { return inner_->ops_bytes(limits); }
 

@@ -1,45 +1,38 @@
-// The one exception type of the runtime and the one macro that raises it.
-//
-// A message says what was expected and what was found, in one line. Nothing in csrc/ prints,
-// exits or aborts.
+// The exceptions of the runtime. A message says what was expected and what was found, in one line.
+// Nothing of the runtime prints, exits or aborts.
 #pragma once
 
-#include <sstream>
 #include <stdexcept>
-#include <string>
+
+// Visible: one may be thrown in a shared library and caught in another.
+#define LIVEACT_EXCEPTION class __attribute__((visibility("default")))
 
 namespace liveact {
 
-class Error : public std::runtime_error {
+// Whatever the runtime throws on purpose; of this type itself: what was given cannot be used.
+LIVEACT_EXCEPTION Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
 // A device, its driver or a library of it that is missing, out of memory or failing.
-class DeviceError : public Error {
+LIVEACT_EXCEPTION DeviceError : public Error {
  public:
   using Error::Error;
 };
 
 // A block whose output has a NaN or an infinity. The stream is unusable afterwards, others are not.
-class NonFiniteError : public Error {
+LIVEACT_EXCEPTION NonFiniteError : public Error {
  public:
   using Error::Error;
 };
 
-namespace detail {
-template <typename Exception = Error, typename... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream message;
-  (message << ... << parts);
-  throw Exception(message.str());
-}
-}  // namespace detail
+// A block that was stopped by Stream::cancel.
+LIVEACT_EXCEPTION CancelledError : public Error {
+ public:
+  using Error::Error;
+};
 
 }  // namespace liveact
 
-// LIVEACT_CHECK(rows == 8, "denoise: expected 8 latent frames, got ", rows);
-#define LIVEACT_CHECK(condition, ...)                       \
-  do {                                                      \
-    if (!(condition)) ::liveact::detail::fail(__VA_ARGS__); \
-  } while (false)
+#undef LIVEACT_EXCEPTION

@@ -1,4 +1,5 @@
-// Reading and writing one row of any format, and the inner loops that every CPU op shares.
+// Rows in host memory: reading and writing one of any format. The core converts weights with it,
+// the CPU backend is built on it. Everything is inline: these are the inner loops of the CPU's ops.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +10,7 @@
 #include "core/ops.h"
 #include "liveact/dtype.h"
 
-namespace liveact::cpu {
+namespace liveact {
 
 inline const std::array<float, 256>& f8_values() {
   static const std::array<float, 256> values = [] {
@@ -19,26 +20,6 @@ inline const std::array<float, 256>& f8_values() {
   }();
   return values;
 }
-
-// 2^x for x <= 0 and moderate x > 0; relative error below 2e-7. Values under 2^-126 give 2^-126,
-// NaN gives NaN.
-inline float exp2_approx(float x) {
-  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  x = x < -126.0f ? -126.0f : x;         // this way round a NaN stays one
-  const float rounded = x + kMagic;
-  const float f = x - (rounded - kMagic);  // [-0.5, 0.5]
-  float p = 1.540353039e-4f;               // ln(2)^k / k!
-  p = p * f + 1.333355815e-3f;
-  p = p * f + 9.618129108e-3f;
-  p = p * f + 5.550410866e-2f;
-  p = p * f + 2.402265070e-1f;
-  p = p * f + 6.931471806e-1f;
-  p = p * f + 1.0f;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(p) +
-                              (std::bit_cast<uint32_t>(rounded) << 23));
-}
-
-constexpr float kLog2E = 1.44269504088896340736f;
 
 inline float amax(const float* x, int64_t n) {
   float result = 0.0f;
@@ -118,4 +99,4 @@ inline void write_row(const Rows& out, int64_t row, const float* values) {
   }
 }
 
-}  // namespace liveact::cpu
+}  // namespace liveact
