@@ -16,7 +16,7 @@ import torch
 
 from liveact import _core
 from liveact.checkpoint import Tensors, check_tensors, open_tensors, read_json, read_size
-from liveact.errors import DeviceError, InputError, LiveActError, SessionError
+from liveact.errors import InputError
 from liveact.precision import PRECISIONS as PRECISIONS  # benchmarks take the names from here
 from liveact.precision import (
     PRODUCT_LINEARS,
@@ -98,7 +98,7 @@ def read_config(path: Path, tensors: Tensors) -> _core.ModelConfig:
     config.audio_dim = _columns(tensors, "audio_proj.proj1_vf.weight", 8)
     try:
         config.check()
-    except _core.CoreError as error:
+    except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return config
 
@@ -185,14 +185,7 @@ class Dit:
             name: (tensor.data_ptr(), _DTYPE_NAMES[tensor.dtype], list(tensor.shape))
             for name, tensor in self._tensors.items()
         }
-        try:
-            self.model = _core.Model(device, config, described, core_precision(precision))
-        except _core.DeviceError as error:
-            raise DeviceError(str(error)) from None
-        except _core.CoreError as error:
-            raise InputError(str(error)) from None
-        except MemoryError:
-            raise DeviceError(f"{device.name}: not enough memory for the weights") from None
+        self.model = _core.Model(device, config, described, core_precision(precision))
 
     @property
     def config(self) -> _core.ModelConfig:
@@ -232,23 +225,16 @@ class DitStream:
     ) -> None:
         self._dit = dit
         self.latent_size = latent_size
-        try:
-            self._stream: Any = _core.Stream(
-                dit.model,
-                *latent_size,
-                policy.slots,
-                policy.memory,
-                policy.compress_axis,
-                policy.value_filter,
-                audio_guidance,
-                image_tokens,
-            )
-        except _core.DeviceError as error:
-            raise DeviceError(str(error)) from None
-        except _core.CoreError as error:
-            raise InputError(str(error)) from None
-        except MemoryError:
-            raise DeviceError(f"{dit.device.name}: not enough memory for a session") from None
+        self._stream: Any = _core.Stream(
+            dit.model,
+            *latent_size,
+            policy.slots,
+            policy.memory,
+            policy.compress_axis,
+            policy.value_filter,
+            audio_guidance,
+            image_tokens,
+        )
 
     @property
     def next_block(self) -> int:
@@ -312,14 +298,7 @@ class DitStream:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         # By name: a reference to the stream in the traceback of an error would outlive `close`.
-        try:
-            return getattr(self._stream, name)(*arguments)
-        except (_core.CancelledError, _core.NonFiniteError) as error:
-            raise SessionError(str(error)) from None
-        except _core.DeviceError as error:
-            raise DeviceError(str(error)) from None
-        except _core.CoreError as error:
-            raise LiveActError(str(error)) from None
+        return getattr(self._stream, name)(*arguments)
 
 
 def _f32(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -13,11 +13,11 @@ from rich.table import Table
 
 from liveact import _core
 from liveact.checkpoint import read_json
-from liveact.devices import cuda_obstacle
+from liveact.devices import cublaslt_library, cuda_obstacle
 from liveact.dit import RELEASED_SLOTS, check_precision, open_weights
 from liveact.encoders import ImageEncoder
 from liveact.engine import VAE_FILE
-from liveact.errors import InputError
+from liveact.errors import DeviceError, InputError
 from liveact.media import check_size
 from liveact.precision import choose_precision, converted_precision, core_precision
 from liveact.vae import SPATIAL_STRIDE, WanVAE
@@ -72,7 +72,7 @@ def inspect_checkpoint(
             audio_guidance,
             image_tokens,
         )
-    except _core.CoreError as error:
+    except InputError as error:
         raise InputError(f"{directory}: {error}") from None
     table.add_row("precision", str(precision))
     short = precision if isinstance(precision, str) else "policy"
@@ -86,12 +86,20 @@ def inspect_checkpoint(
     return table
 
 
+def _gpu() -> str:
+    try:
+        found = _core.cuda_versions(0, cublaslt=cublaslt_library())
+    except DeviceError as error:
+        return f"none: {error}"
+    return f"{found['device']}, driver for CUDA {found['driver']}, cuBLASLt {found['cublaslt']}"
+
+
 def doctor() -> Table:
     """What is usable on this machine, and why not where it is not."""
     table = Table(title="LiveAct engine", title_justify="left", show_header=False)
     table.add_column("what")
     table.add_column("state")
-    table.add_row("version", version("liveact-engine"))
+    table.add_row("version", f"{version('liveact-engine')}, runtime {_core.__version__}")
     table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
     for package in _PACKAGES:
         try:
@@ -104,10 +112,11 @@ def doctor() -> Table:
         table.add_row(
             "cpu backend", f"usable: fp32, bf16, fp8 (emulated), policy files; {threads} threads"
         )
-    except _core.CoreError as error:
+    except DeviceError as error:
         table.add_row("cpu backend", f"[red]not usable: {error}[/red]")
     obstacle = cuda_obstacle()
     table.add_row("cuda backend", f"not usable: {obstacle}" if obstacle else "usable")
+    table.add_row("GPU", _gpu())
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         table.add_row("CUDA in torch", ", ".join(names))
