@@ -25,7 +25,7 @@ from benchmarks.plain_layers import rotation_table
 from liveact import _core_dev
 
 HEAD_DIM = 128
-VALUE_STRIDE = 128  # kValueStride of csrc/core/ops.h
+VALUE_STRIDE = 128  # kValueStride of csrc/cuda/cuda_backend.h
 RELEASED_SLOTS = (2, 2, 2, 8)
 
 

@@ -119,7 +119,7 @@ def linear(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
     low = DTYPES[plain]
     return Prepared(
         "linear",
-        # The epilogue's scale is the weight's, as Linear in include/liveact/model.h has it.
+        # The epilogue's scale is the weight's, as Linear in csrc/core/weights.h has it.
         (given, weight, weight[1] if fmt == "fp8" else None, stored.cpu(), out, False),
         plain,
         reference=lambda: F.linear(x, w, bias),

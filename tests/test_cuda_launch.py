@@ -309,6 +309,16 @@ def test_missing_libraries_and_kernels(tmp_path: Path, fake, images) -> None:
     assert _core.cuda_architecture(0, fake.path) == "sm_90a"
 
 
+def test_versions(fake: FakeCuda) -> None:
+    found = _core.cuda_versions(0, fake.path, fake.path)
+    assert found == {"device": "Fake H200", "driver": "13.0", "cublaslt": "13.0.0"}
+    fake.fail("cuDeviceGet", 101)
+    with pytest.raises(DeviceError, match="CUDA_ERROR_FAKE"):
+        _core.cuda_versions(5, fake.path, fake.path)
+    with pytest.raises(DeviceError, match=r"expected the library libnothing.so, found none"):
+        _core.cuda_versions(0, fake.path, "libnothing.so")
+
+
 def test_a_changed_cubin_is_refused(tmp_path: Path, compiled_kernels: Path) -> None:
     folder = tmp_path / "sm_90a"
     folder.mkdir()

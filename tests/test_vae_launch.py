@@ -82,7 +82,7 @@ def test_a_decode_is_the_same_launches_frame_after_frame(launch: Any, fake: Fake
     ("name", "changed", "message"),
     [
         ("conv_epilogue.7.norm", {}, "expected conv_epilogue.7.norm to have been compiled"),
-        ("conv_epilogue.8.norm", {"more": 1}, "expected 9 arguments, got 10"),
+        ("conv_epilogue.8.norm", {"more": 1}, "expected 9 arguments, found 10"),
         ("conv_epilogue.8.norm", {"rows": 2**31}, "32 bits|2147483648"),
         ("conv_epilogue.8.norm", {"value": torch.zeros(9)[1:]}, "value.*16"),
     ],

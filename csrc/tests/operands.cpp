@@ -7,7 +7,7 @@ namespace {
 // Rounds as the format does.
 double rounded(double v, DType dtype) {
   const float narrow = static_cast<float>(v);
-  if (dtype == DType::bf16) return round_to_bf16(narrow);
+  if (dtype == DType::bf16) return f32_from_bf16(bf16_from_f32(narrow));
   return dtype == DType::f8 ? f32_from_f8(f8_from_f32(narrow)) : v;
 }
 

@@ -35,8 +35,6 @@ inline uint16_t bf16_from_f32(float value) {
   return static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
 }
 
-inline float round_to_bf16(float value) { return f32_from_bf16(bf16_from_f32(value)); }
-
 // Round to nearest even, saturating at ±448. NaN gives 0x7f. Branch-free so that it vectorises.
 inline uint8_t f8_from_f32(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
