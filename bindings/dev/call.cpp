@@ -65,7 +65,7 @@ Rows Call::rows(const py::object& object) {
                 " dimensions");
   result.dtype = dtype_of(data);
   LIVEACT_CHECK((result.dtype == DType::f8) == (result.scale != nullptr),
-                "ops: expected (codes, scale) for fp8 and a plain array otherwise");
+                "ops: expected (codes, scale) for fp8 and an array otherwise");
   result.data = put(data);
   result.rows = data.shape(0);
   result.cols = data.shape(1);

@@ -2,10 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
-#include <optional>
 #include <span>
-#include <utility>
 
 #include "liveact/dtype.h"
 #include "liveact/kv_layout.h"

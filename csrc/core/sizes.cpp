@@ -5,32 +5,34 @@
 namespace liveact {
 
 int64_t weight_bytes(const ModelConfig& c, const Precision& precision, DType stored) {
-  // As in Loader::linear: fp8 and bf16 are what the policy says, fp32 keeps the stored format.
+  // As in Loader::weight_format: fp8 and bf16 are what the policy says, fp32 keeps the stored
+  // format.
   const auto bytes = [&](DType dtype, int64_t n, int64_t k) {
     const int64_t element = size_bytes(dtype == DType::f32 ? stored : dtype);
     return n * k * element + (dtype == DType::f8 ? 4 * n : 0);
   };
-  const DType plain = precision.activations;
+  const DType activations = precision.activations;
   const int64_t d = c.dim;
-  int64_t total = bytes(plain, d, 4 * c.in_dim) + bytes(plain, d, c.text_dim) + bytes(plain, d, d) +
-                  bytes(plain, c.image_dim, c.image_dim) + bytes(plain, d, c.image_dim) +
-                  bytes(plain, c.intermediate_dim, kAudioWindow * c.audio_dim) +
-                  bytes(plain, c.intermediate_dim, c.intermediate_dim) +
-                  bytes(plain, c.context_tokens * c.output_dim, c.intermediate_dim) +
-                  bytes(plain, 4 * c.out_dim, d);
+  int64_t total = bytes(activations, d, 4 * c.in_dim) + bytes(activations, d, c.text_dim) +
+                  bytes(activations, d, d) + bytes(activations, c.image_dim, c.image_dim) +
+                  bytes(activations, d, c.image_dim) +
+                  bytes(activations, c.intermediate_dim, kAudioWindow * c.audio_dim) +
+                  bytes(activations, c.intermediate_dim, c.intermediate_dim) +
+                  bytes(activations, c.context_tokens * c.output_dim, c.intermediate_dim) +
+                  bytes(activations, 4 * c.out_dim, d);
   for (const LayerPrecision& p : precision.layers) {
     total += bytes(p.self_qkv, 3 * d, d) + bytes(p.self_o, d, d) + bytes(p.cross_q, d, d) +
              bytes(p.cross_o, d, d) + 4 * bytes(p.cross_kv, d, d) + bytes(p.audio_q, d, d) +
-             bytes(plain, 2 * d, c.output_dim) + bytes(p.audio_o, d, d) +
+             bytes(activations, 2 * d, c.output_dim) + bytes(p.audio_o, d, d) +
              bytes(p.ffn_up, c.ffn_dim, d) + bytes(p.ffn_down, d, c.ffn_dim);
   }
   return total;
 }
 
 int64_t constant_bytes(const Device& device, const ModelConfig& c, const Precision& precision) {
-  const DType plain = precision.activations;
+  const DType activations = precision.activations;
   const int64_t f32 = size_bytes(DType::f32);
-  const int64_t bias = size_bytes(device.formats().bias(plain));
+  const int64_t bias = size_bytes(device.formats().bias(activations));
   const int64_t d = c.dim;
   int64_t total =
       bias * (4 * d + c.image_dim + 2 * c.intermediate_dim + c.context_tokens * c.output_dim) +
