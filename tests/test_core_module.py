@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from setuptools import Distribution
+from setuptools.command.build_py import build_py
 
 from liveact import _core, _core_dev, kernels
 from liveact.errors import DeviceError, InputError
@@ -39,6 +41,18 @@ def test_what_only_tests_use_is_not_in_the_module_that_is_shipped() -> None:
     shipped = {name for name in dir(_core) if not name.startswith("__")}
     assert not shipped & {name for name in dir(_core_dev) if not name.startswith("__")}
     assert not {name for name in shipped if "Error" in name}
+
+
+def test_a_wheel_has_only_what_is_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    distribution = Distribution()
+    distribution.parse_config_files()
+    command = build_py(distribution)
+    command.finalize_options()
+    command.manifest_files = {}
+    found = {Path(file).name for file in command.find_data_files("liveact", "engine/liveact")}
+    assert {Path(_core.__file__).name, "_core.pyi", "py.typed"} <= found
+    assert not {name for name in found if name.startswith("_core_dev")}
 
 
 def test_public_headers_need_nothing_private(tmp_path: Path) -> None:
