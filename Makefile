@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --disable-pip-version-check
-SOURCES := $(shell find csrc bindings tests -name '*.cpp' -o -name '*.h')
-BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc bindings -name '*.cpp' -o -name '*.h')
+SOURCES := $(shell find include csrc bindings tests -name '*.cpp' -o -name '*.h')
+BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(shell find include csrc bindings -name '*.cpp' -o -name '*.h')
 
 .PHONY: demo test lint kernels wheel clean
 

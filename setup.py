@@ -1,4 +1,7 @@
-"""Builds the extension module `liveact._core` with CMake and packages OpenBLAS beside it."""
+"""Builds the extension module `liveact._core` with CMake and packages OpenBLAS beside it.
+
+An editable install gets `liveact._core_dev` too, for tests and benchmarks; a wheel never does.
+"""
 
 from __future__ import annotations
 
@@ -52,14 +55,17 @@ class CMakeBuild(build_ext):
             *_nvtx_include(),
         ]
         subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build), "--target", "_core"], check=True)
+        targets = ["_core", "_core_dev"] if self.editable_mode else ["_core"]
+        subprocess.run(["cmake", "--build", str(build), "--target", *targets], check=True)
         # An editable install imports from the source folder, which OpenBLAS must then be in too.
         package = ROOT / "engine" / "liveact"
         target.parent.mkdir(parents=True, exist_ok=True)
         if self.editable_mode:  # setuptools copies it there afterwards, over what is there
             for old in package.glob("_core*.so"):
                 old.unlink()
-        _replace(next(build.glob("_core*.so")), target)
+            dev = next(build.glob("_core_dev.*.so"))
+            _replace(dev, package / dev.name)
+        _replace(next(build.glob("_core.*.so")), target)
         for folder in {target.parent, *([package] if self.editable_mode else [])}:
             _replace(library, folder / library.name)
 

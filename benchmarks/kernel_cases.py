@@ -25,7 +25,7 @@ SQUARE, WIDE = (32, 32), (26, 45)  # token grids at 512×512 (F = 1024) and 720�
 class KernelCase:
     """One case of one op.
 
-    sizes: the op's dimensions by the names in csrc/ops.h; grid_rows · grid_cols = F.
+    sizes: the op's dimensions by the names in csrc/core/ops.h; grid_rows · grid_cols = F.
     options: settings that are not sizes, such as the table of a memory update.
     """
 

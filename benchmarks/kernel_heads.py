@@ -21,11 +21,11 @@ from benchmarks.kernel_ops import (
 )
 from benchmarks.peaks import row_scales
 from benchmarks.peers import attention_peers
-from liveact import _core
+from liveact import _core_dev
 from reference.dit_layers import rotation_table
 
 HEAD_DIM = 128
-VALUE_STRIDE = 128  # kValueStride of csrc/ops.h
+VALUE_STRIDE = 128  # kValueStride of csrc/cuda/cuda_backend.h
 RELEASED_SLOTS = (2, 2, 2, 8)
 
 
@@ -67,7 +67,7 @@ def _segment(
 
 
 def _value_scale(v: Tensor) -> Tensor:
-    """[H]: kValueHeadroom = 8 in csrc/ops.h."""
+    """[H]: kValueHeadroom = 8 in csrc/core/ops.h."""
     return 8 * v.abs().amax(dim=(1, 2)).clamp(min=1e-12) / 448
 
 
@@ -130,7 +130,7 @@ def update_memory(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
     frame = grid[0] * grid[1]
     on_gpu = device.type == "cuda"
     names = {"block_0": "sequential"}
-    table = _core.update_table(
+    table = _core_dev.update_table(
         RELEASED_SLOTS,
         names.get(case.options["table"], case.options["table"]),
         0 if case.options["table"] == "block_0" else 2,

@@ -1,4 +1,4 @@
-"""What each op of csrc/ops.h takes in the kernel benchmark: arguments, a plain torch line, peers.
+"""What each op of core/ops.h takes in the kernel benchmark: arguments, a plain torch line, peers.
 
 `prepare(case, fmt, device)` draws the operands of a case once, in the format `fmt` that the engine
 uses for it; the torch line and the peers get the same values, dequantised, on the same device.
@@ -32,7 +32,7 @@ class Prepared:
     """One op on one case."""
 
     op: str
-    arguments: tuple[Any, ...]  # of _core.ops.<op>, tensors on the CPU
+    arguments: tuple[Any, ...]  # of _core_dev.ops.<op>, tensors on the CPU
     fmt: str  # decides the tolerance
     reference: Callable[[], Tensor] | None = None  # fp32 or fp64, of the same shape as `result`
     result: Callable[[Any], Tensor] = field(default=lambda out: as_float(out))
@@ -119,7 +119,7 @@ def linear(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
     low = DTYPES[plain]
     return Prepared(
         "linear",
-        # The epilogue's scale is the weight's, as Linear in csrc/model.h has it.
+        # The epilogue's scale is the weight's, as Linear in csrc/core/weights.h has it.
         (given, weight, weight[1] if fmt == "fp8" else None, stored.cpu(), out, False),
         plain,
         reference=lambda: F.linear(x, w, bias),

@@ -1,4 +1,4 @@
-"""Every op of csrc/ops.h by itself: time, rate, share of what the device can do, and peers.
+"""Every op of csrc/core/ops.h by itself: time, rate, share of what the device can do, and peers.
 
 Sizes are the product's on a GPU and small on the CPU, where only the code path and the results mean
 something. Every time is of one call, after a buffer larger than the caches was written: `cold`, or
@@ -26,7 +26,7 @@ from benchmarks.kernel_cases import CASES, MATRIX_CASES, KernelCase
 from benchmarks.kernel_ops import TOLERANCE, Prepared
 from benchmarks.peers import open_peers
 from benchmarks.timing import FLUSH_BYTES, Clock
-from liveact import _core
+from liveact import _core, _core_dev
 from liveact.device.devices import Devices, open_devices
 from liveact.errors import InputError, LiveActError
 
@@ -107,7 +107,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         name = f"{case.name}.{fmt}"
         try:
             row = measure_case(case, fmt, devices, clock, peak, options.repeat, options.check)
-        except _core.CoreError as error:  # the others are measured all the same
+        except LiveActError as error:  # the others are measured all the same
             failures[name] = str(error)
             continue
         if row["error"] is not None and not row["error"] <= row["tolerance"]:
@@ -149,7 +149,7 @@ def measure_case(
     times: dict[str, Any] = {}
     out: Any = None
     for name, warm in (("cold_ms", False), ("warm_ms", True)):
-        timed = _core.TimedDevice(
+        timed = _core_dev.TimedDevice(
             devices.core, FLUSH_BYTES[clock.device.type], samples=repeat + 1, warm=warm
         )
         out = call(prepared, timed)
@@ -209,7 +209,7 @@ def rates(flop: int, traffic: int, fmt: str, ms: float, peak: dict[str, Any]) ->
 
 def call(prepared: Prepared, device: _core.Device) -> Any:
     """The op on a device; tensors out."""
-    function = getattr(_core.ops, prepared.op)
+    function = getattr(_core_dev.ops, prepared.op)
     return _to_tensor(function(device, *(_to_core(a) for a in prepared.arguments)))
 
 

@@ -17,7 +17,7 @@ import torch
 from benchmarks import spread
 from benchmarks.models import IMAGE_TOKENS, PROMPT_TOKENS, Loaded
 from benchmarks.timing import FLUSH_BYTES
-from liveact import _core
+from liveact import _core, _core_dev
 from liveact.checkpoint.random import random_checkpoint
 from liveact.dit.dit import Dit, MemoryPolicy
 from liveact.dit.precision import PrecisionPolicy
@@ -73,7 +73,7 @@ def _log(loaded: Loaded, policy: MemoryPolicy, layers: int) -> dict[str, list[fl
     core.num_layers = layers
     on_cpu = loaded.on_cpu
     # On the CPU nothing is launched, and what the op before left in the caches belongs to a block.
-    timed = _core.TimedDevice(loaded.devices.core, 0 if on_cpu else FLUSH_BYTES["cuda"])
+    timed = _core_dev.TimedDevice(loaded.devices.core, 0 if on_cpu else FLUSH_BYTES["cuda"])
     if loaded.devices.precision == "fp32":
         weights = {name: tensor.float() for name, tensor in weights.items()}
     precision = loaded.devices.precision

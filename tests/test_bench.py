@@ -24,9 +24,9 @@ from benchmarks.peers import open_peers
 from benchmarks.playback import Arrival
 from benchmarks.telemetry import FIELDS as GPU_FIELDS
 from benchmarks.telemetry import Telemetry
-from liveact import _core
+from liveact import _core, _core_dev
 from liveact.dit.dit import MemoryPolicy
-from liveact.errors import LiveActError
+from liveact.errors import DeviceError, InputError, LiveActError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = ["--device", "cpu", "--random-weights", "tiny", "--size", "32x32", "--repeat", "1"]
@@ -248,7 +248,7 @@ def test_a_wrong_result_is_found(
         return prepared
 
     def broken(*given: Any) -> Any:
-        raise _core.CoreError("no such kernel")
+        raise DeviceError("no such kernel")
 
     monkeypatch.setitem(kernels.BUILDERS, "layer_norm", wrong)
     monkeypatch.setitem(kernels.BUILDERS, "rms_norm", broken)
@@ -275,15 +275,15 @@ def test_missing_peers_are_named() -> None:
 
 def test_timed_device() -> None:
     """Every op of a call, as often as asked for; results are those of the device behind it."""
-    timed = _core.TimedDevice(_core.open_cpu(), 1 << 16, samples=3, warm=True)
+    timed = _core_dev.TimedDevice(_core.open_cpu(), 1 << 16, samples=3, warm=True)
     x = np.ones((2, 64), np.float32)
-    plain = _core.ops.activate(_core.open_cpu(), x, "relu", "fp32")
-    assert np.array_equal(_core.ops.activate(timed, x, "relu", "fp32"), plain)
+    plain = _core_dev.ops.activate(_core.open_cpu(), x, "relu", "fp32")
+    assert np.array_equal(_core_dev.ops.activate(timed, x, "relu", "fp32"), plain)
     log = timed.take()
     assert [name for name, _ in log] == ["activate"] * 3 and all(ms >= 0 for _, ms in log)
     assert timed.take() == []
-    with pytest.raises(_core.CoreError, match="expected samples >= 1"):
-        _core.TimedDevice(_core.open_cpu(), 0, samples=0)
+    with pytest.raises(InputError, match="expected samples >= 1"):
+        _core_dev.TimedDevice(_core.open_cpu(), 0, samples=0)
 
 
 def options_for(*arguments: str) -> argparse.Namespace:

@@ -205,7 +205,7 @@ def test_the_threshold_decides(golden: Path, recorded: Conditioning) -> None:
 def test_a_model_in_fp8_cannot_be_measured() -> None:
     measuring = _core.CalibrationDevice(_core.open_cpu())
     dit = Dit.load(demo_checkpoint(), measuring, "fp8")
-    with pytest.raises(_core.CoreError, match="expected a model in bf16 or fp32, got self_qkv of"):
+    with pytest.raises(InputError, match="expected a model in bf16 or fp32, found self_qkv of"):
         measuring.watch(dit.model)
 
 

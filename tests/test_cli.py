@@ -290,6 +290,8 @@ def test_inspect_and_doctor_say_what_there_is(run: Run) -> None:
     code, output, errors = run("doctor")
     assert (code, errors) == (0, "")
     assert "cpu backend" in output and "cuda backend" in output
+    assert re.search(r"version +│ [0-9.]+, runtime [0-9.]+", output)
+    assert re.search(r"GPU +│ (none: expected|.*, driver for CUDA [0-9.]+, cuBLASLt)", output)
 
 
 @pytest.mark.parametrize(

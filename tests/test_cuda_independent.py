@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from liveact import _core
+from liveact import _core, _core_dev
 from liveact.device import kernels
 from tests.cuda import gpu_blocks
 from tests.cuda.fake import FakeCuda
@@ -27,7 +27,7 @@ def test_the_script_for_the_sanitizer_runs(fake: FakeCuda, compiled_kernels: Pat
     gpu_blocks.run(device, 4)
     assert sum(line.startswith("cuGraphLaunch") for line in fake.log()) == 2 * 5
     fake.clear()
-    gpu_blocks.run(_core.TimedDevice(device, flush_bytes=0), 4)
+    gpu_blocks.run(_core_dev.TimedDevice(device, flush_bytes=0), 4)
     assert not any(line.startswith("cuGraphLaunch") for line in fake.log()), "no graph without one"
 
 

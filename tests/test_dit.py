@@ -121,11 +121,11 @@ def test_misuse_is_one_clear_error(dit: Dit) -> None:
     stream = dit.open_stream((4, 4))
     with pytest.raises(LiveActError, match="set_prompt and set_image"):
         denoise(stream)
-    with pytest.raises(LiveActError, match=r"expected shape \[2, 64\], got \[2, 63\]"):
+    with pytest.raises(LiveActError, match=r"expected shape \[2, 64\], found \[2, 63\]"):
         stream.set_prompt(torch.zeros(2, 63))
     with pytest.raises(LiveActError, match="1 to 512 tokens"):
         stream.set_prompt(torch.zeros(0, 64))
-    with pytest.raises(LiveActError, match="1 to 512 tokens, got 513"):
+    with pytest.raises(LiveActError, match="1 to 512 tokens, found 513"):
         stream.set_prompt(torch.zeros(513, 64))
     with pytest.raises(LiveActError, match="at least one block"):
         stream.export_context(0, 0)
@@ -133,7 +133,7 @@ def test_misuse_is_one_clear_error(dit: Dit) -> None:
     for shape in ((16, 8, 4, 4), (16, 6, 4, 2)):
         with pytest.raises(LiveActError, match="noise: expected shape"):
             stream.denoise(torch.zeros(shape), torch.zeros(2, *shape), torch.zeros(25, 192))
-    with pytest.raises(LiveActError, match=r"audio: expected shape \[25, 192\], got \[36, 192\]"):
+    with pytest.raises(LiveActError, match=r"audio: expected shape \[25, 192\], found \[36, 192\]"):
         stream.denoise(torch.zeros(16, 6, 4, 4), torch.zeros(2, 16, 6, 4, 4), torch.zeros(36, 192))
     denoise(stream)
     with pytest.raises(LiveActError, match="before the first block"):
@@ -151,7 +151,7 @@ def test_misuse_is_one_clear_error(dit: Dit) -> None:
         ((4, 2**40), {}, "even latent height"),
         ((4, 4), {"audio_guidance": float("nan")}, "audio guidance"),
         ((4, 4), {"audio_guidance": 0.9}, "audio guidance"),
-        ((4, 4), {"image_tokens": 0}, "image tokens"),
+        ((4, 4), {"image_tokens": 0}, "at least 1 image token"),
         ((4, 4), {"policy": MemoryPolicy("all")}, "memory: expected sequential"),
         ((4, 4), {"policy": MemoryPolicy(compress_axis="x")}, "compress axis: expected"),
         ((4, 4), {"policy": MemoryPolicy(value_filter="x")}, "value filter: expected"),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from liveact import _core
+from liveact import _core, _core_dev
 from liveact.blocks import audio_rows
 from liveact.checkpoint.layout import DIT_STEM
 from liveact.checkpoint.tensors import open_tensors
@@ -85,7 +85,7 @@ def test_recorded_dit(golden, cuda, recorded, load_golden, precision: str) -> No
 def test_graphs_change_nothing(golden, cuda, recorded) -> None:
     """A stream that runs op by op, and one whose graphs are made anew before every block."""
     dit = load_dit(golden, cuda, "fp8")
-    op_by_op = load_dit(golden, _core.TimedDevice(cuda, flush_bytes=0), "fp8")
+    op_by_op = load_dit(golden, _core_dev.TimedDevice(cuda, flush_bytes=0), "fp8")
     replayed, renewed = open_stream(dit, recorded), open_stream(dit, recorded)
     eager = open_stream(op_by_op, recorded)
     for _ in range(5):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.kernel_cases import make_values
 from benchmarks.peaks import row_scales
-from liveact import _core
+from liveact import _core, _core_dev
 from liveact.device import kernels
 from liveact.device.devices import cublaslt_library, cuda_obstacle
 from tests.conftest import relative_error
@@ -76,7 +76,7 @@ def test_product(cuda: _core.Device, kind: str, m: int, n: int, k: int) -> None:
     expected += bias.double() * has_bias
     scale = weight[1] if operands == "fp8" else bits(gate) if gated else None
     given = bits(bias) if has_bias else None
-    found = _core.ops.linear(cuda, x, weight, scale, given, bits(before), accumulate)
+    found = _core_dev.ops.linear(cuda, x, weight, scale, given, bits(before), accumulate)
     values = torch.from_numpy(np.asarray(found)).view(out_type)
     # A product that is rounded before the gate is rounded twice.
     bound = 2.0**-24 * 128 if output == "fp32" else 2.0**-8 * (2 if gated else 1)

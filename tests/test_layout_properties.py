@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from pipeline_helpers import demo_checkpoint
 from torch import Tensor
 
-from liveact import _core
+from liveact import _core, _core_dev
 from liveact.checkpoint.random import random_checkpoint
 from liveact.dit.dit import Dit, MemoryPolicy
+from liveact.errors import InputError
 from reference import DiT, DiTStream, Layout, audio_rows, update_table
 from tests.conftest import relative_error
 
@@ -57,19 +58,19 @@ def possible(slots: Slots) -> bool:
 )
 @pytest.mark.parametrize("block", [1, 2, 3000])
 def test_the_released_tables(memory: str, compressed: dict[int, list[int]], block: int) -> None:
-    assert _core.update_table(RELEASED, memory, block) == compressed | {4: [12], 5: [13]}
-    assert _core.update_table(RELEASED, memory, 0) == {slot: [slot] for slot in range(6)}
+    assert _core_dev.update_table(RELEASED, memory, block) == compressed | {4: [12], 5: [13]}
+    assert _core_dev.update_table(RELEASED, memory, 0) == {slot: [slot] for slot in range(6)}
 
 
 @given(COUNTS, st.sampled_from(["sequential", "mean"]))
 @settings(deadline=None, max_examples=300)
 def test_tables_of_any_counts(slots: Slots, memory: str) -> None:
     if not possible(slots):
-        with pytest.raises(_core.CoreError, match="kv layout: expected"):
-            _core.update_table(slots, memory, 1)
+        with pytest.raises(InputError, match="kv layout: expected"):
+            _core_dev.update_table(slots, memory, 1)
         return
     reference, long_term, short_term, _ = slots
-    table = _core.update_table(slots, memory, 1)
+    table = _core_dev.update_table(slots, memory, 1)
     context, total = sum(slots[:3]), sum(slots)
     assert sorted(table) == list(range(reference, context)), "all but the reference is renewed"
     moved = [table[slot] for slot in range(reference + long_term, context)]
@@ -90,8 +91,8 @@ def test_tables_of_any_counts(slots: Slots, memory: str) -> None:
 @given(COUNTS.filter(lambda slots: slots != RELEASED))
 @settings(deadline=None)
 def test_sharded_memory_is_for_the_released_counts(slots: Slots) -> None:
-    with pytest.raises(_core.CoreError, match=r"kv layout: expected|sharded memory is defined"):
-        _core.update_table(slots, "sharded", 1)
+    with pytest.raises(InputError, match=r"kv layout: expected|sharded memory is defined"):
+        _core_dev.update_table(slots, "sharded", 1)
 
 
 @given(COUNTS.filter(possible), st.integers(2, 12))
@@ -105,7 +106,7 @@ def test_where_the_latent_frames_go(slots: Slots, blocks: int) -> None:
     for block in range(1, blocks):
         everything = held + [Counter({(block, i): Fraction(1)}) for i in range(current)]
         held = list(held)
-        for target, sources in _core.update_table(slots, "sequential", block).items():
+        for target, sources in _core_dev.update_table(slots, "sequential", block).items():
             mixture: Counter[Frame] = Counter()
             for source in sources:
                 for frame, weight in everything[source].items():

@@ -83,7 +83,7 @@ def test_a_decode_is_the_same_launches_frame_after_frame(launch: Any, fake: Fake
     ("name", "changed", "message"),
     [
         ("conv_epilogue.7.norm", {}, "expected conv_epilogue.7.norm to have been compiled"),
-        ("conv_epilogue.8.norm", {"more": 1}, "expected 9 arguments, got 10"),
+        ("conv_epilogue.8.norm", {"more": 1}, "expected 9 arguments, found 10"),
         ("conv_epilogue.8.norm", {"rows": 2**31}, "32 bits|2147483648"),
         ("conv_epilogue.8.norm", {"value": torch.zeros(9)[1:]}, "value.*16"),
     ],
@@ -104,5 +104,5 @@ def test_a_cpu_device_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = SimpleNamespace(cuda_stream=0)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     launch = kernels.launcher(_core.open_cpu(), torch.device("cpu"))
-    with pytest.raises(DeviceError, match="expected a CUDA device, got cpu"):
+    with pytest.raises(DeviceError, match="expected a CUDA device, found cpu"):
         launch("to_pictures.bf16")

@@ -1,5 +1,5 @@
 """activate: gelu_tanh, gelu_erf or relu, quantised per row where the next linear is fp8
-(csrc/ops.h).
+(csrc/core/ops.h).
 
 `activate.gelu_tanh.<cols>.f8` is the hot one, between the two products of the FFN. The bf16
 variants are elementwise over the whole matrix; out may be x.

@@ -1,7 +1,7 @@
 """apply_epilogue: out += acc · scale + bias, the end of a linear whose product cannot do that.
 
-`apply_epilogue.{bf16,f32}` by the type of the product. Used by the bf16 path of `linear`
-(csrc/ops.h) where a gate is folded in scale and bias and the result is added to the residual
+`apply_epilogue.bf16`, the product being in bf16. Used by the bf16 path of `linear`
+(csrc/core/ops.h) where a gate is folded in scale and bias and the result is added to the residual
 stream; in fp8 the product's own epilogue does all of it.
 """
 
@@ -15,7 +15,7 @@ from triton_kernels.spec import Ceil, Launch, Spec
 
 @triton.jit
 def apply_epilogue(
-    acc,  # [rows, cols] bf16 or f32
+    acc,  # [rows, cols] bf16
     scale,  # [cols] f32
     bias,  # [cols] f32
     out,  # [rows, cols] bf16, in and out
@@ -35,12 +35,12 @@ def apply_epilogue(
     tl.store(out + at, (before + (values * s + b)).to(tl.bfloat16), mask=inside)
 
 
-def _spec(acc_type: str) -> Spec:
-    return Spec(
-        name=f"apply_epilogue.{acc_type}",
+SPECS = [
+    Spec(
+        name="apply_epilogue.bf16",
         function=apply_epilogue,
         parameters={
-            "acc": f"*{acc_type}",
+            "acc": "*bf16",
             "scale": "*f32",
             "bias": "*f32",
             "out": "*bf16",
@@ -54,6 +54,4 @@ def _spec(acc_type: str) -> Spec:
         ops=("linear",),
         max_registers=128,
     )
-
-
-SPECS = [_spec(acc_type) for acc_type in ("bf16", "f32")]
+]

@@ -1,4 +1,4 @@
-"""audio_attention: each latent frame's queries attend to that frame's audio tokens (csrc/ops.h).
+"""audio_attention: each latent frame's queries attend to that frame's audio tokens (core/ops.h).
 
 A frame has at most BLOCK_T audio tokens (32; 8 in the small models), so one tile holds all keys and
 the softmax needs no running maximum. kv comes from the fused projection, token-major (k | v); with

@@ -1,4 +1,4 @@
-"""Pieces shared by the kernels: rows in tiles, the fp8 contract (csrc/dtype.h) and the rotation.
+"""Pieces shared by the kernels: rows in tiles, the fp8 contract (liveact/dtype.h) and the rotation.
 
 A row of 5120 or 13824 is no power of two, so it is held as a tuple of equal tiles (5 × 1024,
 27 × 512): no lane works on padding, and sums need one reduction over threads, not one per tile.

@@ -1,4 +1,4 @@
-"""cross_attention: out = Attn(q, text) + Attn(q, image), two softmaxes over one q (csrc/ops.h).
+"""cross_attention: out = Attn(q, text) + Attn(q, image), two softmaxes over one q (core/ops.h).
 
 The last text key stands for all padding rows of the prompt: log(their count) is added to its logit.
 The launcher passes that logarithm as `pad_bias` and the number of keys attended to as `text_keys`:

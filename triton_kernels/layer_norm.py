@@ -1,4 +1,4 @@
-"""layer_norm: LayerNorm(x)·gain + bias over the columns, quantised per row (csrc/ops.h).
+"""layer_norm: LayerNorm(x)·gain + bias over the columns, quantised per row (csrc/core/ops.h).
 
 Modulation (gain = 1 + scale, bias = shift) and the affine norm are the same kernel. One program has
 one row in registers, so a row is read once and written once; out may be x.

@@ -1,4 +1,4 @@
-"""patchify: latent z and conditioning y to patch tokens (csrc/ops.h).
+"""patchify: latent z and conditioning y to patch tokens (csrc/core/ops.h).
 
 `patchify`: elementwise over the tokens, which are written in order; the 2 × 2 patches are gathered.
 Once per step, 5 MB: not worth more.

@@ -1,6 +1,6 @@
-"""quantize: a row in another format (csrc/ops.h).
+"""quantize: a row in another format (csrc/core/ops.h).
 
-`quantize.<cols>.<from>.f8` writes fp8 codes and one scale per row: bf16 activations before an fp8
+`quantize.<cols>.bf16.f8` writes fp8 codes and one scale per row: bf16 activations before an fp8
 linear, and the rows (output channels) of a weight. `quantize.f32.bf16` is elementwise.
 """
 
@@ -16,7 +16,7 @@ from triton_kernels.spec import Ceil, Launch, Spec
 
 @triton.jit
 def quantize_rows(
-    x,  # [rows, COLS] bf16 or f32
+    x,  # [rows, COLS] bf16
     out,  # [rows, COLS] f8
     scale,  # [rows] f32
     rows,
@@ -44,11 +44,11 @@ TUNING = {"default": Launch(num_warps=4)}
 ELEMENTWISE_TUNING = {"default": Launch(num_warps=4, constexprs={"BLOCK": 1024})}
 
 
-def _rows_spec(cols: int, x_type: str) -> Spec:
+def _rows_spec(cols: int) -> Spec:
     return Spec(
-        name=f"quantize.{cols}.{x_type}.f8",
+        name=f"quantize.{cols}.bf16.f8",
         function=quantize_rows,
-        parameters={"x": f"*{x_type}", "out": "*f8", "scale": "*f32:4", "rows": "i32"},
+        parameters={"x": "*bf16", "out": "*f8", "scale": "*f32:4", "rows": "i32"},
         constexprs={"COLS": cols, "BLOCK": tile_width(cols)},
         launch=TUNING,
         grid=((Ceil("rows"),), (1,), (1,)),
@@ -60,12 +60,7 @@ def _rows_spec(cols: int, x_type: str) -> Spec:
 
 
 SPECS = [
-    *(
-        _rows_spec(cols, x_type)
-        for size in MODEL_SIZES
-        for cols in (size.dim, size.ffn_dim)
-        for x_type in ("bf16", "f32")
-    ),
+    *(_rows_spec(cols) for size in MODEL_SIZES for cols in (size.dim, size.ffn_dim)),
     Spec(
         name="quantize.f32.bf16",
         function=to_bf16,

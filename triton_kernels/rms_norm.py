@@ -1,4 +1,4 @@
-"""rms_norm: x / rms(x) · gain over all columns, bf16 (csrc/ops.h). out may be x.
+"""rms_norm: x / rms(x) · gain over all columns, bf16 (csrc/core/ops.h). out may be x.
 
 The query of cross-attention and the keys of text and image. One program has one row in registers.
 """

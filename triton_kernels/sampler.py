@@ -1,4 +1,4 @@
-"""sampler_step, guide and all_finite: elementwise ops on the latent, fp32 (csrc/ops.h).
+"""sampler_step, guide and all_finite: elementwise ops on the latent, fp32 (csrc/core/ops.h).
 
 `sampler_step.renoise` and `sampler_step.last` (next sigma 0: no noise is read), `guide`,
 `all_finite` (writes 1 or 0). A latent is 2 MB and stays in L2; none of these costs 10 µs.

@@ -1,4 +1,4 @@
-"""self_attention: out = softmax(q · [context; current]ᵀ / √hd) · [context; current] (csrc/ops.h).
+"""self_attention: out = softmax(q · [context; current]ᵀ / √hd) · [context; current] (core/ops.h).
 
 One program has BLOCK_M queries of one head and walks the key tiles of the context, then those of
 the current block, with a running maximum (online softmax); no mask but the ragged end of either
@@ -25,7 +25,7 @@ from triton_kernels.spec import Ceil, Launch, Spec
 HEAD_DIM = 128
 VALUE_PADDING = 128  # columns of a K-major V are allocated, and zero, up to a multiple of this
 SCALE_LOG2 = tl.constexpr(1.4426950408889634 / HEAD_DIM**0.5)  # softmax scale, for exp2
-PROBABILITY_SCALE_LOG2 = tl.constexpr(8.0)  # log2 of kProbabilityScale in csrc/ops.h
+PROBABILITY_SCALE_LOG2 = tl.constexpr(8.0)  # log2 of kProbabilityScale in csrc/core/ops.h
 
 
 # A tensor core leaves row sums of products with a thread holding columns 2t, 2t+1 of every 8, but

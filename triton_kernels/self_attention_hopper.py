@@ -33,7 +33,7 @@ from triton_kernels.spec import Ceil, Launch, Spec
 
 HEAD_DIM = gl.constexpr(128)
 SCALE_LOG2 = gl.constexpr(1.4426950408889634 / 128**0.5)  # softmax scale, for exp2
-PROBABILITY_SCALE_LOG2 = gl.constexpr(8.0)  # log2 of kProbabilityScale in csrc/ops.h
+PROBABILITY_SCALE_LOG2 = gl.constexpr(8.0)  # log2 of kProbabilityScale in csrc/core/ops.h
 ROWS = gl.constexpr(64)  # queries of a consumer: the M of a wgmma
 KEYS = gl.constexpr(128)  # of a tile
 STAGES = gl.constexpr(6)  # tiles in the ring: 33 KB each

@@ -91,7 +91,7 @@ class Spec:
     launch: warps, stages and tile sizes per architecture; "default" must be there.
     grid: x, y, z, each a product of factors.
     reason: why these numbers; one or two sentences, with the limiting resource.
-    ops: names of the ops in csrc/ops.h that launch it.
+    ops: names of the ops in csrc/core/ops.h that launch it.
     max_registers, max_shared_bytes: the gate on sm_90a; spills are never allowed.
     """
 

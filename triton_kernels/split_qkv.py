@@ -1,5 +1,5 @@
 """split_qkv: the fused product qkv [M, 3D] to rotated queries and keys and K-major values
-(csrc/ops.h). Two launches:
+(csrc/core/ops.h). Two launches:
 
 `split_qkv.qk.<dim>.{f8,bf16}`: one program per token. RMS over all of D, gain, rotation for the
 token's latent frame, row and column, quantisation per head. Writes q and K, both [H, M, hd].

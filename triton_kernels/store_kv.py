@@ -1,4 +1,4 @@
-"""store_kv: keys and values of a text or an image, token-major, to [H, T, hd] each (csrc/ops.h).
+"""store_kv: keys and values of a text or an image, token-major, to [H, T, hd] each (core/ops.h).
 
 `store_kv.bf16`: both matrices plain bf16 and both [H, T, hd]: unlike the self-attention segments, V
 is not K-major here. Runs once per prompt or image and layer.

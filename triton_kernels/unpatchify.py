@@ -1,4 +1,4 @@
-"""unpatchify: the head's tokens to the velocity [channels, n, h, w] (csrc/ops.h).
+"""unpatchify: the head's tokens to the velocity [channels, n, h, w] (csrc/core/ops.h).
 
 Elementwise over the velocity, which is written in order; its values are gathered. Once per step,
 2 MB. The head writes fp32 whatever the format of the rest is.

@@ -1,5 +1,5 @@
 """update_memory: the context of the next block from this one's context and current block
-(csrc/ops.h, csrc/kv_layout.h). Every target slot is one pair of launches:
+(csrc/core/ops.h, include/liveact/kv_layout.h). Every target slot is one pair of launches:
 
 `update_memory.key.{compress,move}.{f8,bf16}`: keys are un-rotated from the slot, row and column
 they were rotated for, filtered with 5 taps (or moved), rotated for the target, quantised again.

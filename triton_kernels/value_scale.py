@@ -1,4 +1,4 @@
-"""value_scale: the fixed scale of V per head, from block 0 (csrc/ops.h, kValueHeadroom).
+"""value_scale: the fixed scale of V per head, from block 0 (csrc/core/ops.h, kValueHeadroom).
 
 `value_scale`: one program per head walks all tokens, so there is no atomic, no second launch and
 nothing to clear. 40 programs do not fill a GPU; at an estimated 0.1 ms for 6 latent frames of 1024

@@ -7,8 +7,9 @@
 #include <omp.h>
 
 #include "cblas.h"
-#include "cpu_backend.h"
-#include "rows.h"
+#include "core/host_rows.h"
+#include "cpu/cpu_backend.h"
+#include "cpu/exp2.h"
 
 namespace liveact::cpu {
 

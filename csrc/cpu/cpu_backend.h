@@ -10,7 +10,9 @@
 #include <chrono>
 #include <vector>
 
-#include "../ops.h"
+#include "core/buffer.h"
+#include "core/ops.h"
+#include "liveact/device.h"
 
 namespace liveact::cpu {
 
@@ -22,6 +24,7 @@ class CpuDevice final : public Device {
  public:
   CpuDevice();
   const char* name() const override { return "cpu"; }
+  DeviceFormats formats() const override { return {.host_weights = true}; }
   void* allocate(int64_t bytes) override;
   void release(void* pointer) override;
   int64_t allocated_bytes() const override { return allocated_bytes_; }
@@ -30,8 +33,6 @@ class CpuDevice final : public Device {
   void upload(void* target, const void* host, int64_t bytes) override;
   void download(void* host, const void* source, int64_t bytes) override;
   bool is_device_memory(const void*) const override { return false; }
-  DType bias_dtype(DType) const override { return DType::f32; }
-  bool uses_host_weights(DType) const override { return true; }
   std::unique_ptr<Ops> open_ops(const OpsLimits& limits) override;
   int64_t ops_bytes(const OpsLimits& limits) const override;
 
@@ -49,50 +50,9 @@ class CpuOps final : public Ops {
  public:
   CpuOps(CpuDevice& device, const OpsLimits& limits);
 
-  void patchify(const float* z, const float* y, int64_t z_channels, int64_t y_channels,
-                int64_t y_frames, int64_t y_first, int64_t n, int64_t h, int64_t w,
-                const Rows& tokens) override;
-  void unpatchify(const Rows& tokens, int64_t channels, int64_t n, int64_t h, int64_t w,
-                  float* v) override;
-  void linear(const Rows& x, const Weight& weight, const Epilogue& epilogue,
-              const Rows& out) override;
-  void layer_norm(const Rows& x, const float* gain, const float* bias, float eps,
-                  const Rows& out) override;
-  void rms_norm(const Rows& x, const float* gain, float eps, const Rows& out) override;
-  void activate(const Rows& x, Activation activation, const Rows& out) override;
-  void quantize(const Rows& x, const Rows& out) override;
-  void value_scale(const Rows& qkv, int64_t heads, float* v_scale) override;
-  void split_qkv(const Rows& qkv, const float* q_gain, const float* k_gain, float eps,
-                 const Rope& rope, int64_t first_position, const Heads& q,
-                 const KvSegment& current) override;
-  void store_kv(const Rows& k, const Rows& v, const KvSegment& segment) override;
-  void self_attention(const Heads& q, const KvSegment& context, const KvSegment& current,
-                      const Rows& out) override;
-  void cross_attention(const Rows& q, const KvSegment& text, int64_t pad_count,
-                       const KvSegment& image, const Rows& out) override;
-  void audio_attention(const Rows& q, const Rows& kv, int64_t n, int64_t kv_frames, int64_t heads,
-                       const Rows& out) override;
-  void update_memory(std::span<const SlotUpdate> table, const CompressFilter& filter,
-                     const Rope& rope, int64_t first_slot, const KvSegment& current,
-                     const KvSegment& staging, const KvSegment& context) override;
-  void export_kv(const KvSegment& segment, const Rope& rope, int64_t first_position, float* k,
-                 float* v) override;
-  void guide(float* v, const float* v_null, float guidance, int64_t size) override;
-  void sampler_step(float* z, const float* v, const float* noise, float sigma, float next_sigma,
-                    int64_t size) override;
-  bool all_finite(const float* x, int64_t size) override;
-  bool begin_plan() override { return false; }
-  void end_plan() override {}
-  bool replay(int) override { return false; }  // nothing is gained by recording here
-  void begin_record(int) override {}
-  void end_record() override {}
-  void forget() override {}
-  void mark(int index) override { marks_[index] = std::chrono::steady_clock::now(); }
-  double marked_ms(int first, int second) override {
-    return std::chrono::duration<double, std::milli>(marks_[second] - marks_[first]).count();
-  }
-  void upload(void* target, const void* host, int64_t bytes) override;
-  void download(void* host, const void* source, int64_t bytes) override;
+#define LIVEACT_OP(result, name, parameters, arguments) result name parameters override;
+#define LIVEACT_QUEUE_CALL LIVEACT_OP
+#include "core/op_list.h"
 
  private:
   float* row_scratch(int lane) const;  // [3, max_cols], one per thread

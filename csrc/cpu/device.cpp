@@ -3,9 +3,9 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "../error.h"
 #include "cblas.h"
-#include "cpu_backend.h"
+#include "core/check.h"
+#include "cpu/cpu_backend.h"
 
 namespace liveact::cpu {
 
@@ -15,8 +15,9 @@ constexpr int64_t kAlignment = 64;  // a cache line; the size is kept in front o
 
 CpuDevice::CpuDevice() : threads_(omp_get_max_threads()) {
 #if defined(__x86_64__)
-  LIVEACT_CHECK(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
-                "cpu: expected a processor with AVX2 and FMA (x86-64-v3), found one without");
+  LIVEACT_DEVICE_CHECK(
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
+      "cpu: expected a processor with AVX2 and FMA (x86-64-v3), found one without");
 #endif
   // Every op brings its own threads; a second pool inside OpenBLAS would fight with them.
   scipy_openblas_set_num_threads(1);
@@ -25,7 +26,8 @@ CpuDevice::CpuDevice() : threads_(omp_get_max_threads()) {
 void* CpuDevice::allocate(int64_t bytes) {
   const int64_t padded = (bytes + kAlignment - 1) / kAlignment * kAlignment + kAlignment;
   char* base = static_cast<char*>(std::aligned_alloc(kAlignment, padded));
-  LIVEACT_CHECK(base != nullptr, "cpu: expected room for ", bytes, " bytes, found too little");
+  LIVEACT_DEVICE_CHECK(base != nullptr, "cpu: expected ", bytes,
+                       " bytes of memory, found too little");
   std::memcpy(base, &bytes, sizeof(bytes));
   std::memset(base + kAlignment, 0, padded - kAlignment);
   allocated_bytes_ += bytes;
@@ -53,6 +55,20 @@ std::unique_ptr<Ops> CpuDevice::open_ops(const OpsLimits& limits) {
   return std::make_unique<CpuOps>(*this, limits);
 }
 
+// Nothing is chosen, and nothing is gained by recording.
+bool CpuOps::begin_plan() { return false; }
+void CpuOps::end_plan() {}
+bool CpuOps::replay(int) { return false; }
+void CpuOps::begin_record(int) {}
+void CpuOps::end_record() {}
+void CpuOps::forget() {}
+
+void CpuOps::mark(int index) { marks_[index] = std::chrono::steady_clock::now(); }
+
+double CpuOps::marked_ms(int first, int second) {
+  return std::chrono::duration<double, std::milli>(marks_[second] - marks_[first]).count();
+}
+
 void CpuOps::upload(void* target, const void* host, int64_t bytes) {
   std::memcpy(target, host, bytes);
 }
@@ -62,3 +78,9 @@ void CpuOps::download(void* host, const void* source, int64_t bytes) {
 }
 
 }  // namespace liveact::cpu
+
+namespace liveact {
+
+std::shared_ptr<Device> open_cpu() { return std::make_shared<cpu::CpuDevice>(); }
+
+}  // namespace liveact

@@ -4,8 +4,9 @@
 
 #include <cstring>
 
-#include "cpu_backend.h"
-#include "rows.h"
+#include "core/host_rows.h"
+#include "cpu/cpu_backend.h"
+#include "cpu/exp2.h"
 
 namespace liveact::cpu {
 

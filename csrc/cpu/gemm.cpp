@@ -8,8 +8,8 @@
 #include <omp.h>
 
 #include "cblas.h"
-#include "cpu_backend.h"
-#include "rows.h"
+#include "core/host_rows.h"
+#include "cpu/cpu_backend.h"
 
 namespace liveact::cpu {
 

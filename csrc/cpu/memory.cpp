@@ -4,32 +4,12 @@
 
 #include <cstring>
 
-#include "cpu_backend.h"
-#include "rows.h"
+#include "core/host_kv.h"
+#include "cpu/cpu_backend.h"
 
 namespace liveact::cpu {
 
 namespace {
-
-// cos/sin of one token, gathered from the three axes; direction -1 un-rotates.
-void rotate(const Rope& rope, int64_t position, int64_t token_in_frame, float direction,
-            const float* x, float* out) {
-  const float* axes[3] = {rope.frame + position * rope.pairs_frame * 2,
-                          rope.row + token_in_frame / rope.grid_cols * rope.pairs_row * 2,
-                          rope.col + token_in_frame % rope.grid_cols * rope.pairs_col * 2};
-  const int pairs[3] = {rope.pairs_frame, rope.pairs_row, rope.pairs_col};
-  for (int axis = 0; axis < 3; ++axis) {
-    const float* table = axes[axis];
-    for (int j = 0; j < pairs[axis]; ++j, x += 2, out += 2) {
-      const float c = table[2 * j];
-      const float s = table[2 * j + 1] * direction;
-      const float even = x[0];
-      const float odd = x[1];
-      out[0] = even * c - odd * s;
-      out[1] = even * s + odd * c;
-    }
-  }
-}
 
 // Writes hd values of one head and token in the segment's format, fp8 with a scale of its own.
 void store_head(const float* values, DType dtype, void* data, float* scales, int64_t token_index,
@@ -56,19 +36,6 @@ void store_value(const float* values, const KvSegment& segment, int64_t head, in
   } else {
     store_head(values, segment.dtype, segment.v, nullptr, token_index, segment.head_dim);
   }
-}
-
-const float* load_key(const KvSegment& segment, int64_t token_index, float* scratch) {
-  const float scale = segment.dtype == DType::f8 ? segment.k_scale[token_index] : 1.0f;
-  return read_f32(segment.k, segment.dtype, token_index * segment.head_dim, segment.head_dim, scale,
-                  scratch);
-}
-
-const float* load_value(const KvSegment& segment, int64_t head, int64_t token_index,
-                        float* scratch) {
-  const float scale = segment.dtype == DType::f8 ? segment.v_scale[head] : 1.0f;
-  return read_f32(segment.v, segment.dtype, token_index * segment.head_dim, segment.head_dim, scale,
-                  scratch);
 }
 
 }  // namespace
@@ -141,85 +108,103 @@ void CpuOps::store_kv(const Rows& k, const Rows& v, const KvSegment& segment) {
   }
 }
 
+namespace {
+
+struct MemoryUpdate {
+  const CompressFilter& filter;
+  const Rope& rope;
+  int64_t first_slot;
+  const KvSegment& current;
+  const KvSegment& staging;
+  const KvSegment& context;
+};
+
+// sum += x filtered by tap j of the channels of this head, or times `mean` without a filter.
+void accumulate(const float* x, const float* taps, int j, float mean, int64_t head_dim,
+                float* sum) {
+  for (int64_t d = 0; d < head_dim; ++d) {
+    sum[d] += x[d] * (taps != nullptr ? taps[d * kCompressTaps + j] : mean);
+  }
+}
+
+// One target token of one head into staging, from sources read before anything is overwritten.
+// scratch [4, hd].
+void build_token(const MemoryUpdate& m, const SlotUpdate& update, int64_t head, int64_t t,
+                 float* scratch) {
+  const int64_t hd = m.context.head_dim;
+  const int64_t frame_tokens = m.rope.tokens_per_frame();
+  float* decoded = scratch;
+  float* unrotated = scratch + hd;
+  float* key = scratch + 2 * hd;
+  float* value = scratch + 3 * hd;
+  std::fill_n(key, 2 * hd, 0.0f);
+  const float mean = update.compresses() ? 1.0f / kCompressTaps : 1.0f;
+  const auto taps_of_head = [&](const float* taps) {
+    const bool filtered = taps != nullptr && update.compresses();
+    return filtered ? taps + head * hd * kCompressTaps : nullptr;
+  };
+  for (int j = 0; j < update.num_sources; ++j) {
+    const bool along_tokens = update.compresses() && m.filter.axis == CompressAxis::token;
+    const int64_t at = along_tokens ? t * kCompressTaps + j : 0;
+    const int slot = update.sources[along_tokens ? at / frame_tokens : j];
+    const int64_t token = along_tokens ? at % frame_tokens : t;
+    const bool in_current = slot >= m.first_slot;
+    const KvSegment& source = in_current ? m.current : m.context;
+    const int64_t index =
+        head * source.tokens + (in_current ? slot - m.first_slot : slot) * frame_tokens + token;
+    rotate(m.rope, slot, token, -1.0f, load_key(source, index, decoded), unrotated);
+    accumulate(unrotated, taps_of_head(m.filter.key_taps), j, mean, hd, key);
+    accumulate(load_value(source, head, index, decoded), taps_of_head(m.filter.value_taps), j, mean,
+               hd, value);
+  }
+  const int64_t target = head * m.staging.tokens + update.target * frame_tokens + t;
+  rotate(m.rope, update.target, t, 1.0f, key, unrotated);
+  store_head(unrotated, m.staging.dtype, m.staging.k, m.staging.k_scale, target, hd);
+  store_value(value, m.staging, head, target);
+}
+
+// The slot of one head from staging to the context.
+void copy_slot(const MemoryUpdate& m, int slot, int64_t head) {
+  const int64_t frame_tokens = m.rope.tokens_per_frame();
+  const int64_t index = head * m.context.tokens + slot * frame_tokens;
+  const int64_t token_bytes = m.context.head_dim * size_bytes(m.context.dtype);
+  const auto copy = [&](const void* from, void* to) {
+    std::memcpy(static_cast<char*>(to) + index * token_bytes,
+                static_cast<const char*>(from) + index * token_bytes, frame_tokens * token_bytes);
+  };
+  copy(m.staging.k, m.context.k);
+  copy(m.staging.v, m.context.v);
+  if (m.context.dtype == DType::f8) {
+    std::memcpy(m.context.k_scale + index, m.staging.k_scale + index, sizeof(float) * frame_tokens);
+  }
+}
+
+}  // namespace
+
 void CpuOps::update_memory(std::span<const SlotUpdate> table, const CompressFilter& filter,
                            const Rope& rope, int64_t first_slot, const KvSegment& current,
                            const KvSegment& staging, const KvSegment& context) {
-  const int64_t hd = context.head_dim;
+  const MemoryUpdate update{filter, rope, first_slot, current, staging, context};
   const int64_t frame_tokens = rope.tokens_per_frame();
-
-  // One target token of one head, from sources read before anything is overwritten.
-  const auto build = [&](const SlotUpdate& update, int64_t head, int64_t t, float* scratch) {
-    float* decoded = scratch;
-    float* unrotated = scratch + hd;
-    float* key = scratch + 2 * hd;
-    float* value = scratch + 3 * hd;
-    std::fill_n(key, 2 * hd, 0.0f);
-    for (int j = 0; j < update.num_sources; ++j) {
-      const bool along_tokens = update.compresses() && filter.axis == CompressAxis::token;
-      const int64_t at = along_tokens ? t * kCompressTaps + j : 0;
-      const int slot = update.sources[along_tokens ? at / frame_tokens : j];
-      const int64_t token = along_tokens ? at % frame_tokens : t;
-      const KvSegment& source = slot >= first_slot ? current : context;
-      const int64_t index = head * source.tokens +
-                            (slot >= first_slot ? slot - first_slot : slot) * frame_tokens + token;
-      const float mean = update.compresses() ? 1.0f / kCompressTaps : 1.0f;
-      const auto accumulate = [&](const float* x, const float* taps, float* sum) {
-        for (int64_t d = 0; d < hd; ++d) {
-          const bool filtered = taps != nullptr && update.compresses();
-          sum[d] += x[d] * (filtered ? taps[(head * hd + d) * kCompressTaps + j] : mean);
-        }
-      };
-      rotate(rope, slot, token, -1.0f, load_key(source, index, decoded), unrotated);
-      accumulate(unrotated, filter.key_taps, key);
-      accumulate(load_value(source, head, index, decoded), filter.value_taps, value);
-    }
-    const int64_t target = head * staging.tokens + update.target * frame_tokens + t;
-    rotate(rope, update.target, t, 1.0f, key, unrotated);
-    store_head(unrotated, staging.dtype, staging.k, staging.k_scale, target, hd);
-    store_value(value, staging, head, target);
-  };
-
 #pragma omp parallel num_threads(threads_)
   {
     float* scratch = row_scratch(omp_get_thread_num());
-    for (const SlotUpdate& update : table) {
+    for (const SlotUpdate& slot : table) {
 #pragma omp for schedule(static) nowait
       for (int64_t unit = 0; unit < context.heads * frame_tokens; ++unit) {
-        build(update, unit / frame_tokens, unit % frame_tokens, scratch);
+        build_token(update, slot, unit / frame_tokens, unit % frame_tokens, scratch);
       }
     }
   }
-  for (const SlotUpdate& update : table) {
+  for (const SlotUpdate& slot : table) {
 #pragma omp parallel for schedule(static) num_threads(threads_)
-    for (int64_t head = 0; head < context.heads; ++head) {
-      const int64_t index = head * context.tokens + update.target * frame_tokens;
-      const int64_t offset = index * hd * size_bytes(context.dtype);
-      const int64_t bytes = frame_tokens * hd * size_bytes(context.dtype);
-      std::memcpy(static_cast<char*>(context.k) + offset,
-                  static_cast<const char*>(staging.k) + offset, bytes);
-      std::memcpy(static_cast<char*>(context.v) + offset,
-                  static_cast<const char*>(staging.v) + offset, bytes);
-      if (context.dtype == DType::f8) {
-        std::memcpy(context.k_scale + index, staging.k_scale + index, sizeof(float) * frame_tokens);
-      }
-    }
+    for (int64_t head = 0; head < context.heads; ++head) copy_slot(update, slot.target, head);
   }
 }
 
 void CpuOps::export_kv(const KvSegment& segment, const Rope& rope, int64_t first_position, float* k,
                        float* v) {
-  const int64_t hd = segment.head_dim;
-  const int64_t frame_tokens = rope.tokens_per_frame();
-  float* scratch = row_scratch(0);
-  for (int64_t t = 0; t < segment.tokens; ++t) {
-    for (int64_t head = 0; head < segment.heads; ++head) {
-      const int64_t index = head * segment.tokens + t;
-      const int64_t out = (t * segment.heads + head) * hd;
-      rotate(rope, first_position + t / frame_tokens, t % frame_tokens, -1.0f,
-             load_key(segment, index, scratch), k + out);
-      std::memcpy(v + out, load_value(segment, head, index, scratch), sizeof(float) * hd);
-    }
-  }
+  export_host_kv(segment, rope, first_position, k, v);
 }
 
 }  // namespace liveact::cpu

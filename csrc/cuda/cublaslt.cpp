@@ -1,10 +1,12 @@
-#include "cublaslt.h"
+#include "cuda/cublaslt.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <random>
+
+#include "core/check.h"
 
 namespace liveact::cuda {
 
@@ -102,10 +104,9 @@ void fill_randomly(const Driver& driver, const GemmShape& shape, const GemmOpera
 CublasLt::CublasLt(const std::string& library) : library_(library) {
   const auto get_version = reinterpret_cast<size_t (*)()>(library_.symbol("cublasLtGetVersion"));
   version_ = get_version();
-  if (version_ < kOldestVersion) {
-    detail::fail<DeviceError>(library, ": expected cuBLASLt 12.9 or newer, found ",
-                              version_ / 10000, ".", version_ / 100 % 100);
-  }
+  LIVEACT_DEVICE_CHECK(version_ >= kOldestVersion, library,
+                       ": expected cuBLASLt 12.9 or newer, found ", version_ / 10000, ".",
+                       version_ / 100 % 100);
   status_string_ =
       reinterpret_cast<const char* (*)(cublasStatus)>(library_.symbol("cublasLtGetStatusString"));
 #define LIVEACT_BIND(member, symbol_name, parameters) \
@@ -205,10 +206,8 @@ std::vector<MatmulAlgo> GemmPlans::suggestions(const GemmShape& shape, const Pla
   for (int i = 0; i < found; ++i) {
     if (results[i].state == 0) algorithms.push_back(results[i].algo);
   }
-  if (algorithms.empty()) {
-    detail::fail<DeviceError>("gemm: expected cuBLASLt to have an algorithm for ", text(shape),
-                              ", found none");
-  }
+  LIVEACT_DEVICE_CHECK(!algorithms.empty(), "gemm: expected cuBLASLt to have an algorithm for ",
+                       text(shape), ", found none");
   return algorithms;
 }
 

@@ -11,8 +11,8 @@
 #include <mutex>
 #include <vector>
 
-#include "../ops.h"
-#include "driver.h"
+#include "core/ops.h"
+#include "cuda/driver.h"
 
 namespace liveact::cuda {
 
@@ -75,7 +75,7 @@ constexpr int kPreferenceWorkspace = 1;
 
 class CublasLt {
  public:
-  // Throws Error where the library is missing or too old for FP8 with outer vector scales.
+  // Throws DeviceError where the library is missing or too old for FP8 with outer vector scales.
   explicit CublasLt(const std::string& library);
   ~CublasLt();
 

@@ -1,7 +1,7 @@
 // The CUDA backend: AOT kernels through the driver API, products through cuBLASLt.
 //
 // Formats: bf16 between the sub-layers, fp8 (or bf16) operands; fp32 weights or activations are not
-// supported here. V of self-attention is K-major, see ops.h.
+// supported here.
 #pragma once
 
 #include <atomic>
@@ -10,30 +10,31 @@
 #include <string>
 #include <vector>
 
-#include "../ops.h"
-#include "cublaslt.h"
-#include "driver.h"
-#include "kernel.h"
+#include "core/buffer.h"
+#include "core/ops.h"
+#include "cuda/cublaslt.h"
+#include "cuda/driver.h"
+#include "cuda/kernel.h"
+#include "liveact/device.h"
 
 namespace liveact::cuda {
 
-struct CudaLibraries {
-  std::string driver = "libcuda.so.1";
-  std::string cublaslt = "libcublasLt.so.13";
-};
+// V of self-attention is K-major, as its FP8 products need it: [H, hd, S] with S the tokens rounded
+// up to this.
+constexpr int64_t kValueStride = 128;
 
 // One GPU: its primary context (shared with torch), its kernels, its memory.
 class CudaDevice final : public Device {
  public:
-  // Throws Error where the driver, the device or cuBLASLt is missing. `images` are the kernels
-  // compiled for this device's architecture.
+  // Throws DeviceError where the driver, the device or cuBLASLt is missing. `images` are the
+  // kernels compiled for this device's architecture.
   CudaDevice(int index, std::vector<KernelImage> images, const CudaLibraries& libraries);
   ~CudaDevice() override;
 
-  // "sm_90a" for compute capability 9.0: the architecture whose kernels the device takes.
-  static std::string architecture(int index, const std::string& driver_library);
-
   const char* name() const override { return name_.c_str(); }
+  DeviceFormats formats() const override {
+    return {.bias_as_output = true, .tap_major = true, .value_multiple = kValueStride};
+  }
   void* allocate(int64_t bytes) override;
   void release(void* pointer) override;
   int64_t allocated_bytes() const override { return allocated_bytes_; }
@@ -42,9 +43,6 @@ class CudaDevice final : public Device {
   void upload(void* target, const void* source, int64_t bytes) override;
   void download(void* host, const void* source, int64_t bytes) override;
   bool is_device_memory(const void* pointer) const override;
-  DType bias_dtype(DType out) const override { return out; }
-  bool tap_major() const override { return true; }
-  bool uses_host_weights(DType) const override { return false; }
   std::unique_ptr<Ops> open_ops(const OpsLimits& limits) override;
   int64_t ops_bytes(const OpsLimits& limits) const override;
 

@@ -1,11 +1,13 @@
 // The ops as launches. What a kernel is called, and the order of its arguments, is that of its spec
 // in triton_kernels/; the launcher checks number, types and promises against the manifest.
 
-#include "cuda_ops.h"
+#include "cuda/cuda_ops.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+
+#include "core/check.h"
 
 namespace liveact::cuda {
 
@@ -19,7 +21,7 @@ std::string variant(DType dtype) {
 int64_t v_stride(const KvSegment& segment) {
   const int64_t columns = (segment.tokens + kValueStride - 1) / kValueStride * kValueStride;
   LIVEACT_CHECK(segment.heads * segment.head_dim * columns <= std::numeric_limits<int32_t>::max(),
-                "cuda: expected fewer than 2^31 keys x width in a segment, got ", segment.heads,
+                "cuda: expected fewer than 2^31 keys x width in a segment, found ", segment.heads,
                 " x ", segment.head_dim, " x ", columns);
   return columns;
 }
@@ -35,7 +37,7 @@ void CudaOps::patchify(const float* z, const float* y, int64_t z_channels, int64
 
 void CudaOps::unpatchify(const Rows& tokens, int64_t channels, int64_t n, int64_t h, int64_t w,
                          float* v) {
-  LIVEACT_CHECK(tokens.dtype == DType::f32, "cuda unpatchify: expected tokens in fp32, got ",
+  LIVEACT_CHECK(tokens.dtype == DType::f32, "cuda unpatchify: expected tokens in fp32, found ",
                 liveact::name(tokens.dtype));
   launch("unpatchify", {tokens.data, v, channels, n, h, w, tokens.size()});
 }
@@ -115,66 +117,52 @@ void CudaOps::audio_attention(const Rows& q, const Rows& kv, int64_t n, int64_t 
          {q.data, kv.data, out.data, q.rows / n, n, heads, kv_frames, kv.rows / kv_frames});
 }
 
+void CudaOps::build_slot(const SlotUpdate& update, const CompressFilter& filter, const Rope& rope,
+                         int64_t first_slot, const KvSegment& current, const KvSegment& context,
+                         const KvSegment& target) const {
+  const std::string variant_name =
+      (update.compresses() ? "compress." : "move.") + variant(context.dtype);
+  const bool along_tokens = update.compresses() && filter.axis == CompressAxis::token;
+  const int64_t frame_tokens = rope.tokens_per_frame();
+  const int64_t token_stride = along_tokens ? kCompressTaps : 1;
+  const int64_t tap_stride = along_tokens ? 1 : update.compresses() ? frame_tokens : 0;
+  const auto taps = [&](const float* given) { return given == nullptr ? mean_taps_.f32() : given; };
+  const auto& s = update.sources;
+  const int64_t grid_cols = rope.grid_cols;
+  // clang-format off
+  launch("update_memory.key." + variant_name,
+         {context.k, context.k_scale, current.k, current.k_scale, target.k, target.k_scale,
+          taps(filter.key_taps), rope.frame, rope.row, rope.col, context.heads, frame_tokens,
+          grid_cols, context.tokens, current.tokens, first_slot, s[0], s[1], s[2], s[3], s[4],
+          update.target, token_stride, tap_stride});
+  // clang-format on
+  launch("update_memory.value." + variant_name,
+         {context.v, current.v, target.v, taps(filter.value_taps), context.heads, frame_tokens,
+          v_stride(context), v_stride(current), first_slot, s[0], s[1], s[2], s[3], s[4],
+          update.target, token_stride, tap_stride});
+}
+
 // In place: targets that read the context go through staging, then come those that read the current
 // block only, then the staged slots are copied.
 void CudaOps::update_memory(std::span<const SlotUpdate> table, const CompressFilter& filter,
                             const Rope& rope, int64_t first_slot, const KvSegment& current,
                             const KvSegment& staging, const KvSegment& context) {
-  const std::string format = variant(context.dtype);
-  const int64_t frame_tokens = rope.tokens_per_frame();
   const auto reads_context = [&](const SlotUpdate& update) {
     return std::any_of(update.sources.begin(), update.sources.begin() + update.num_sources,
                        [&](int slot) { return slot < first_slot; });
   };
-  const auto build = [&](const SlotUpdate& update, const KvSegment& target) {
-    const std::string kind = update.compresses() ? "compress." : "move.";
-    const bool along_tokens = update.compresses() && filter.axis == CompressAxis::token;
-    const int64_t token_stride = along_tokens ? kCompressTaps : 1;
-    const int64_t tap_stride = along_tokens ? 1 : update.compresses() ? frame_tokens : 0;
-    const auto taps = [&](const float* given) {
-      return given == nullptr ? mean_taps_.f32() : given;
-    };
-    const auto& s = update.sources;
-    launch("update_memory.key." + kind + format, {context.k,
-                                                  context.k_scale,
-                                                  current.k,
-                                                  current.k_scale,
-                                                  target.k,
-                                                  target.k_scale,
-                                                  taps(filter.key_taps),
-                                                  rope.frame,
-                                                  rope.row,
-                                                  rope.col,
-                                                  context.heads,
-                                                  frame_tokens,
-                                                  static_cast<int64_t>(rope.grid_cols),
-                                                  context.tokens,
-                                                  current.tokens,
-                                                  first_slot,
-                                                  s[0],
-                                                  s[1],
-                                                  s[2],
-                                                  s[3],
-                                                  s[4],
-                                                  update.target,
-                                                  token_stride,
-                                                  tap_stride});
-    launch("update_memory.value." + kind + format,
-           {context.v, current.v, target.v, taps(filter.value_taps), context.heads, frame_tokens,
-            v_stride(context), v_stride(current), first_slot, s[0], s[1], s[2], s[3], s[4],
-            update.target, token_stride, tap_stride});
-  };
-  for (const SlotUpdate& update : table) {
-    if (reads_context(update)) build(update, staging);
-  }
-  for (const SlotUpdate& update : table) {
-    if (!reads_context(update)) build(update, context);
+  for (const bool staged : {true, false}) {
+    for (const SlotUpdate& update : table) {
+      if (reads_context(update) != staged) continue;
+      build_slot(update, filter, rope, first_slot, current, context, staged ? staging : context);
+    }
   }
   for (const SlotUpdate& update : table) {
     if (!reads_context(update)) continue;
-    launch("update_memory.copy." + format,
-           {staging.k, staging.k_scale, staging.v, context.k, context.k_scale, context.v,
-            context.heads, frame_tokens, context.tokens, v_stride(context), update.target});
+    launch(
+        "update_memory.copy." + variant(context.dtype),
+        {staging.k, staging.k_scale, staging.v, context.k, context.k_scale, context.v,
+         context.heads, rope.tokens_per_frame(), context.tokens, v_stride(context), update.target});
   }
 }
 

@@ -3,7 +3,8 @@
 #include <utility>
 #include <vector>
 
-#include "cuda_ops.h"
+#include "core/check.h"
+#include "cuda/cuda_ops.h"
 
 namespace liveact::cuda {
 
@@ -90,7 +91,7 @@ void CudaOps::end_plan() {
 void CudaOps::linear(const Rows& x, const Weight& weight, const Epilogue& epilogue,
                      const Rows& out) {
   LIVEACT_CHECK(x.dtype == weight.dtype && x.dtype != DType::f32, "cuda linear: expected x and ",
-                "weight both fp8 or both bf16, got ", liveact::name(x.dtype), " and ",
+                "weight both fp8 or both bf16, found ", liveact::name(x.dtype), " and ",
                 liveact::name(weight.dtype));
   const ContextScope scope(driver_, device_.context());
   const void* operand = x.data;

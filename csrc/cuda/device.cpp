@@ -1,7 +1,9 @@
 #include <algorithm>
+#include <array>
 
-#include "cuda_backend.h"
-#include "cuda_ops.h"
+#include "core/check.h"
+#include "cuda/cuda_backend.h"
+#include "cuda/cuda_ops.h"
 
 namespace liveact::cuda {
 
@@ -9,9 +11,8 @@ CudaDevice::CudaDevice(int index, std::vector<KernelImage> images, const CudaLib
     : driver_(libraries.driver), cublaslt_(libraries.cublaslt) {
   int count = 0;
   LIVEACT_DRIVER(driver_, device_count(&count));
-  if (index < 0 || index >= count) {
-    detail::fail<DeviceError>("cuda: expected one of ", count, " devices, got index ", index);
-  }
+  LIVEACT_DEVICE_CHECK(index >= 0 && index < count, "cuda: expected one of ", count,
+                       " devices, found index ", index);
   LIVEACT_DRIVER(driver_, device_get(&device_, index));
   LIVEACT_DRIVER(driver_, context_retain(&context_, device_));
   try {
@@ -34,18 +35,6 @@ CudaDevice::~CudaDevice() {
   driver_.context_release(device_);
 }
 
-std::string CudaDevice::architecture(int index, const std::string& driver_library) {
-  const Driver driver(driver_library);
-  CUdevice device = 0;
-  int major = 0;
-  int minor = 0;
-  LIVEACT_DRIVER(driver, device_get(&device, index));
-  LIVEACT_DRIVER(driver, device_attribute(&major, kComputeCapabilityMajor, device));
-  LIVEACT_DRIVER(driver, device_attribute(&minor, kComputeCapabilityMinor, device));
-  // From Hopper on the instructions of one chip are not those of the next: the suffix says so.
-  return "sm_" + std::to_string(major * 10 + minor) + (major >= 9 ? "a" : "");
-}
-
 void* CudaDevice::allocate(int64_t bytes) {
   const ContextScope scope(driver_, context_);
   const auto size = static_cast<size_t>(std::max<int64_t>(bytes, 1));
@@ -55,7 +44,7 @@ void* CudaDevice::allocate(int64_t bytes) {
     size_t free_bytes = 0;
     size_t total_bytes = 0;
     driver_.memory_info(&free_bytes, &total_bytes);
-    detail::fail<DeviceError>(name_, ": expected room for ", bytes, " bytes, found ", free_bytes,
+    detail::fail<DeviceError>(name_, ": expected ", bytes, " bytes of memory, found ", free_bytes,
                               " of ", total_bytes, " free");
   }
   driver_.check(driver_.memory_set(pointer, 0, size, upload_stream_), "cuMemsetD8Async");
@@ -120,3 +109,47 @@ std::unique_ptr<Ops> CudaDevice::open_ops(const OpsLimits& limits) {
 int64_t CudaDevice::ops_bytes(const OpsLimits& limits) const { return CudaOps::bytes(limits); }
 
 }  // namespace liveact::cuda
+
+namespace liveact {
+
+namespace {
+
+std::string dotted(int major, int minor) {
+  return std::to_string(major) + "." + std::to_string(minor);
+}
+
+}  // namespace
+
+std::shared_ptr<Device> open_cuda(int index, std::vector<KernelImage> images,
+                                  const CudaLibraries& libraries) {
+  return std::make_shared<cuda::CudaDevice>(index, std::move(images), libraries);
+}
+
+std::string cuda_architecture(int index, const CudaLibraries& libraries) {
+  const cuda::Driver driver(libraries.driver);
+  cuda::CUdevice device = 0;
+  int major = 0;
+  int minor = 0;
+  LIVEACT_DRIVER(driver, device_get(&device, index));
+  LIVEACT_DRIVER(driver, device_attribute(&major, cuda::kComputeCapabilityMajor, device));
+  LIVEACT_DRIVER(driver, device_attribute(&minor, cuda::kComputeCapabilityMinor, device));
+  // From Hopper on the instructions of one chip are not those of the next: the suffix says so.
+  return "sm_" + std::to_string(major * 10 + minor) + (major >= 9 ? "a" : "");
+}
+
+CudaVersions cuda_versions(int index, const CudaLibraries& libraries) {
+  const cuda::Driver driver(libraries.driver);
+  const cuda::CublasLt cublaslt(libraries.cublaslt);
+  cuda::CUdevice device = 0;
+  std::array<char, 256> name = {};
+  int version = 0;
+  LIVEACT_DRIVER(driver, device_get(&device, index));
+  LIVEACT_DRIVER(driver, device_name(name.data(), static_cast<int>(name.size()) - 1, device));
+  LIVEACT_DRIVER(driver, driver_version(&version));
+  const auto lt = static_cast<int>(cublaslt.version());
+  return {.device = name.data(),
+          .driver = dotted(version / 1000, version % 1000 / 10),
+          .cublaslt = dotted(lt / 10000, lt / 100 % 100) + "." + std::to_string(lt % 100)};
+}
+
+}  // namespace liveact

@@ -1,6 +1,8 @@
-#include "driver.h"
+#include "cuda/driver.h"
 
 #include <dlfcn.h>
+
+#include "core/check.h"
 
 namespace liveact::cuda {
 
@@ -19,10 +21,8 @@ DynamicLibrary::~DynamicLibrary() { dlclose(handle_); }
 
 void* DynamicLibrary::symbol(const char* symbol) const {
   void* address = dlsym(handle_, symbol);
-  if (address == nullptr) {
-    detail::fail<DeviceError>(name_, ": expected the function ", symbol,
-                              ", found none: the library is too old");
-  }
+  LIVEACT_DEVICE_CHECK(address != nullptr, name_, ": expected the function ", symbol,
+                       ", found none: the library is too old");
   return address;
 }
 

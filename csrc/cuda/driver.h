@@ -10,8 +10,6 @@
 #include <memory>
 #include <string>
 
-#include "../error.h"
-
 namespace liveact::cuda {
 
 using CUresult = int;
@@ -28,7 +26,6 @@ using CUgraphExec = struct CUgraphExec_st*;
 constexpr CUresult kSuccess = 0;
 constexpr int kComputeCapabilityMajor = 75;
 constexpr int kComputeCapabilityMinor = 76;
-constexpr int kMaxSharedMemoryOptin = 97;
 constexpr int kFunctionMaxDynamicShared = 8;
 constexpr int kPointerMemoryType = 2;
 constexpr unsigned kMemoryTypeDevice = 2;
@@ -62,7 +59,6 @@ constexpr int kCaptureRelaxed = 2;
   X(event_create, "cuEventCreate", (CUevent*, unsigned))                                           \
   X(event_destroy, "cuEventDestroy_v2", (CUevent))                                                 \
   X(event_record, "cuEventRecord", (CUevent, CUstream))                                            \
-  X(event_synchronize, "cuEventSynchronize", (CUevent))                                            \
   X(event_elapsed, "cuEventElapsedTime", (float*, CUevent, CUevent))                               \
   X(module_load, "cuModuleLoadData", (CUmodule*, const void*))                                     \
   X(module_unload, "cuModuleUnload", (CUmodule))                                                   \
@@ -80,7 +76,8 @@ constexpr int kCaptureRelaxed = 2;
   X(error_name, "cuGetErrorName", (CUresult, const char**))                                        \
   X(error_string, "cuGetErrorString", (CUresult, const char**))
 
-// A shared library that stays open as long as this lives. Throws Error naming what is missing.
+// A shared library that stays open as long as this lives. Throws DeviceError naming what is
+// missing.
 class DynamicLibrary {
  public:
   explicit DynamicLibrary(const std::string& name);
@@ -88,8 +85,7 @@ class DynamicLibrary {
   DynamicLibrary(const DynamicLibrary&) = delete;
   DynamicLibrary& operator=(const DynamicLibrary&) = delete;
 
-  const std::string& name() const { return name_; }
-  void* symbol(const char* symbol) const;  // throws Error
+  void* symbol(const char* symbol) const;  // throws DeviceError
 
  private:
   std::string name_;
@@ -98,14 +94,14 @@ class DynamicLibrary {
 
 class Driver {
  public:
-  // Opens the library and initialises it. Throws Error where there is no usable driver.
-  explicit Driver(const std::string& library = "libcuda.so.1");
+  // Opens the library and initialises it. Throws DeviceError where there is no usable driver.
+  explicit Driver(const std::string& library);
 
 #define LIVEACT_DECLARE(member, symbol, parameters) CUresult(*member) parameters = nullptr;
   LIVEACT_DRIVER_FUNCTIONS(LIVEACT_DECLARE)
 #undef LIVEACT_DECLARE
 
-  // Throws Error "<call>: CUDA_ERROR_… (code): <description>" unless result is success.
+  // Throws DeviceError "<call>: CUDA_ERROR_… (code): <description>" unless result is success.
   void check(CUresult result, const char* call) const;
 
  private:

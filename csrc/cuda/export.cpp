@@ -1,11 +1,10 @@
-// export_kv on the host: for inspection only, so it reads the segment back and lets the CPU op do
-// the rest.
+// export_kv on the host: for inspection only, so it reads the segment back.
 
 #include <algorithm>
 #include <vector>
 
-#include "../cpu/cpu_backend.h"
-#include "cuda_ops.h"
+#include "core/host_kv.h"
+#include "cuda/cuda_ops.h"
 
 namespace liveact::cuda {
 
@@ -14,7 +13,8 @@ namespace {
 // [H, hd, columns] -> [H, tokens, hd]
 std::vector<char> transposed_values(const std::vector<char>& source, const KvSegment& segment) {
   const int64_t element = size_bytes(segment.dtype);
-  const int64_t columns = segment.value_bytes() / (segment.heads * segment.head_dim * element);
+  const int64_t columns =
+      segment.value_bytes(kValueStride) / (segment.heads * segment.head_dim * element);
   std::vector<char> result(segment.key_bytes());
   for (int64_t head = 0; head < segment.heads; ++head) {
     for (int64_t t = 0; t < segment.tokens; ++t) {
@@ -42,7 +42,8 @@ void CudaOps::export_kv(const KvSegment& segment, const Rope& rope, int64_t firs
   std::vector<char> row = read(rope.row, int64_t{8} * rope.grid_rows * rope.pairs_row);
   std::vector<char> col = read(rope.col, int64_t{8} * rope.grid_cols * rope.pairs_col);
   std::vector<char> keys = read(segment.k, segment.key_bytes());
-  std::vector<char> values = transposed_values(read(segment.v, segment.value_bytes()), segment);
+  std::vector<char> values =
+      transposed_values(read(segment.v, segment.value_bytes(kValueStride)), segment);
   const bool f8 = segment.dtype == DType::f8;
   std::vector<char> k_scale =
       read(f8 ? segment.k_scale : nullptr, 4 * segment.heads * segment.tokens);
@@ -57,12 +58,7 @@ void CudaOps::export_kv(const KvSegment& segment, const Rope& rope, int64_t firs
   host_rope.frame = reinterpret_cast<const float*>(frame.data());
   host_rope.row = reinterpret_cast<const float*>(row.data());
   host_rope.col = reinterpret_cast<const float*>(col.data());
-  cpu::CpuDevice device;
-  OpsLimits limits;
-  limits.max_cols = segment.heads * segment.head_dim;
-  limits.max_keys = 1;
-  limits.head_dim = segment.head_dim;
-  cpu::CpuOps(device, limits).export_kv(host, host_rope, first_position, k, v);
+  export_host_kv(host, host_rope, first_position, k, v);
 }
 
 }  // namespace liveact::cuda

@@ -1,6 +1,8 @@
-#include "kernel.h"
+#include "cuda/kernel.h"
 
 #include <limits>
+
+#include "core/check.h"
 
 namespace liveact::cuda {
 
@@ -24,32 +26,33 @@ const char* type_name(KernelParameter::Type type) {
 void check_argument(const std::string& kernel, const KernelParameter& parameter,
                     const Argument& argument) {
   using Type = KernelParameter::Type;
-  LIVEACT_CHECK(argument.type == parameter.type, kernel, ": expected ", type_name(parameter.type),
-                " for ", parameter.name, ", got ", type_name(argument.type));
+  LIVEACT_DEVICE_CHECK(argument.type == parameter.type, kernel, ": expected ",
+                       type_name(parameter.type), " for ", parameter.name, ", found ",
+                       type_name(argument.type));
   const auto multiple = static_cast<CUdeviceptr>(parameter.multiple);
-  LIVEACT_CHECK(parameter.type != Type::pointer || argument.pointer % multiple == 0, kernel,
-                ": expected ", parameter.name, " to be aligned to ", multiple,
-                " bytes, got address ", argument.pointer);
-  LIVEACT_CHECK(parameter.type != Type::i32 || argument.i32 % parameter.multiple == 0, kernel,
-                ": expected ", parameter.name, " to be a multiple of ", multiple, ", got ",
-                argument.i32);
+  LIVEACT_DEVICE_CHECK(parameter.type != Type::pointer || argument.pointer % multiple == 0, kernel,
+                       ": expected ", parameter.name, " to be aligned to ", multiple,
+                       " bytes, found address ", argument.pointer);
+  LIVEACT_DEVICE_CHECK(parameter.type != Type::i32 || argument.i32 % parameter.multiple == 0,
+                       kernel, ": expected ", parameter.name, " to be a multiple of ", multiple,
+                       ", found ", argument.i32);
 }
 
 }  // namespace
 
 Argument::Argument(int64_t value)
     : type(KernelParameter::Type::i32), i32(static_cast<int32_t>(value)) {
-  LIVEACT_CHECK(
+  LIVEACT_DEVICE_CHECK(
       value >= std::numeric_limits<int32_t>::min() && value <= std::numeric_limits<int32_t>::max(),
-      "kernel argument: expected 32 bits, got ", value);
+      "kernel argument: expected 32 bits, found ", value);
 }
 
 KernelTable::KernelTable(const Driver& driver, std::vector<KernelImage> images) : driver_(driver) {
   for (KernelImage& image : images) {
     Loaded loaded;
-    LIVEACT_CHECK(image.parameters.size() + image.hidden_pointers <= kMaxArguments, image.name,
-                  ": expected at most ", kMaxArguments, " parameters, got ",
-                  image.parameters.size() + image.hidden_pointers);
+    LIVEACT_DEVICE_CHECK(image.parameters.size() + image.hidden_pointers <= kMaxArguments,
+                         image.name, ": expected at most ", kMaxArguments, " parameters, found ",
+                         image.parameters.size() + image.hidden_pointers);
     driver.check(driver.module_load(&loaded.module, image.cubin.data()),
                  ("cuModuleLoadData of " + image.name).c_str());
     driver.check(driver.module_function(&loaded.function, loaded.module, image.symbol.c_str()),
@@ -63,7 +66,7 @@ KernelTable::KernelTable(const Driver& driver, std::vector<KernelImage> images) 
     loaded.image = std::move(image);
     loaded.image.cubin.clear();  // the driver has its own copy
     const bool inserted = kernels_.emplace(name, std::move(loaded)).second;
-    LIVEACT_CHECK(inserted, "kernels: expected each name once, got ", name, " twice");
+    LIVEACT_DEVICE_CHECK(inserted, "kernels: expected each name once, found ", name, " twice");
   }
 }
 
@@ -73,15 +76,15 @@ KernelTable::~KernelTable() {
 
 const KernelImage& KernelTable::image(const std::string& name) const {
   const auto found = kernels_.find(name);
-  LIVEACT_CHECK(found != kernels_.end(), "kernels: expected ", name,
-                " to have been compiled for this device, found none");
+  LIVEACT_DEVICE_CHECK(found != kernels_.end(), "kernels: expected ", name,
+                       " to have been compiled for this device, found none");
   return found->second.image;
 }
 
 KernelTable::Grid KernelTable::check(const std::string& name, Arguments arguments) const {
   const KernelImage& image = this->image(name);
-  LIVEACT_CHECK(arguments.size() == image.parameters.size(), name, ": expected ",
-                image.parameters.size(), " arguments, got ", arguments.size());
+  LIVEACT_DEVICE_CHECK(arguments.size() == image.parameters.size(), name, ": expected ",
+                       image.parameters.size(), " arguments, found ", arguments.size());
   const Argument* argument = arguments.data();
   for (size_t i = 0; i < image.parameters.size(); ++i) {
     check_argument(name, image.parameters[i], argument[i]);
@@ -94,8 +97,9 @@ KernelTable::Grid KernelTable::check(const std::string& name, Arguments argument
                     ? factor.divisor
                     : (argument[factor.parameter].i32 + factor.divisor - 1) / factor.divisor;
     }
-    LIVEACT_CHECK(extent >= 0 && extent <= (axis == 0 ? 0x7fffffff : 65535), name,
-                  ": expected a grid that a device can have, got ", extent, " along axis ", axis);
+    LIVEACT_DEVICE_CHECK(extent >= 0 && extent <= (axis == 0 ? 0x7fffffff : 65535), name,
+                         ": expected a grid that a device can have, found ", extent, " along axis ",
+                         axis);
     grid[axis] = static_cast<unsigned>(extent);
   }
   return grid;

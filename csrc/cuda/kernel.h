@@ -1,5 +1,5 @@
-// Kernels that were compiled ahead of time: their images as the manifest describes them, and the
-// launcher, which checks every promise the compiler was given.
+// The launcher of kernels that were compiled ahead of time. It checks every promise that the
+// compiler was given. Its errors are those of the device: these kernels cannot do what is asked.
 #pragma once
 
 #include <array>
@@ -9,37 +9,10 @@
 #include <string>
 #include <vector>
 
-#include "driver.h"
+#include "cuda/driver.h"
+#include "liveact/kernel_image.h"
 
 namespace liveact::cuda {
-
-// One runtime parameter in ABI order, and what the compiler was promised: addresses and integers
-// are multiples of `multiple`.
-struct KernelParameter {
-  enum class Type { pointer, i32, f32 };
-  std::string name;
-  Type type = Type::pointer;
-  int multiple = 1;
-};
-
-// One factor of a grid dimension: the constant `divisor` where parameter is negative, else
-// parameter / divisor rounded up.
-struct GridFactor {
-  int parameter = -1;
-  int64_t divisor = 1;
-};
-
-// What triton_kernels/compile.py wrote about one cubin.
-struct KernelImage {
-  std::string name;   // `<op>` or `<op>.<variant>`
-  std::string cubin;  // the bytes, whose hash was compared with the manifest
-  std::string symbol;
-  int threads = 0;
-  int shared_bytes = 0;
-  int hidden_pointers = 0;  // trailing scratch pointers, passed as null
-  std::vector<KernelParameter> parameters;
-  std::array<std::vector<GridFactor>, 3> grid;
-};
 
 // A value for one parameter. Implicit, so that a launch reads like a call.
 struct Argument {
@@ -52,7 +25,8 @@ struct Argument {
 
   Argument(const void* p)  // NOLINT(google-explicit-constructor)
       : type(KernelParameter::Type::pointer), pointer(reinterpret_cast<CUdeviceptr>(p)) {}
-  Argument(int64_t value);  // NOLINT(google-explicit-constructor): throws Error beyond 32 bits
+  Argument(
+      int64_t value);  // NOLINT(google-explicit-constructor): throws DeviceError beyond 32 bits
   Argument(int value) : Argument(static_cast<int64_t>(value)) {}           // NOLINT
   Argument(float value) : type(KernelParameter::Type::f32), f32(value) {}  // NOLINT
 };
@@ -68,15 +42,15 @@ class KernelTable {
 
   bool has(const std::string& name) const { return kernels_.contains(name); }
 
-  // Throws Error for an unknown kernel.
+  // Throws DeviceError for an unknown kernel.
   const KernelImage& image(const std::string& name) const;
 
   using Arguments = std::span<const Argument>;
   using Grid = std::array<unsigned, 3>;
 
-  // The grid of this launch; an extent of 0 means that there is nothing to do. Throws Error for an
-  // unknown kernel, a wrong number or type of arguments, or a broken promise, which would otherwise
-  // be wrong results.
+  // The grid of this launch; an extent of 0 means that there is nothing to do. Throws DeviceError
+  // for an unknown kernel, a wrong number or type of arguments, or a broken promise, which would
+  // otherwise be wrong results.
   Grid check(const std::string& name, Arguments arguments) const;
   // Checks and launches.
   void launch(const std::string& name, CUstream stream, Arguments arguments) const;

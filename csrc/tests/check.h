@@ -30,19 +30,19 @@ template <typename E, typename F>
 void check_throws(F&& f, const std::string& expected, Where where = Where::current()) {
   try {
     f();
-    fail("expected an exception with '" + expected + "', got none", where);
+    fail("expected an exception with '" + expected + "', found none", where);
   } catch (const E& error) {
     if (std::string(error.what()).find(expected) != std::string::npos) return;
-    fail("expected a message with '" + expected + "', got '" + error.what() + "'", where);
+    fail("expected a message with '" + expected + "', found '" + error.what() + "'", where);
   } catch (const std::exception& error) {
-    fail(std::string("expected another type of exception, got '") + error.what() + "'", where);
+    fail(std::string("expected another type of exception, found '") + error.what() + "'", where);
   }
 }
 
 template <typename A, typename B>
 [[gnu::noinline]] void check_equal(const A& a, const B& b, const char* names,
                                    Where where = Where::current()) {
-  if (!(a == b)) fail(text("expected ", names, ", got ", a, " and ", b), where);
+  if (!(a == b)) fail(text("expected ", names, ", found ", a, " and ", b), where);
 }
 
 void check_near(double a, double b, double tolerance, const char* names,

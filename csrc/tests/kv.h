@@ -2,7 +2,7 @@
 // memory tests.
 #pragma once
 
-#include "operands.h"
+#include "tests/operands.h"
 
 namespace liveact::test {
 

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "check.h"
+#include "tests/check.h"
 
 namespace {
 struct Case {
@@ -63,7 +63,7 @@ void fail(const std::string& message, Where where) {
 
 void check_near(double a, double b, double tolerance, const char* names, Where where) {
   if (std::abs(a - b) <= tolerance) return;
-  fail(text("expected ", names, ", got ", a, " and ", b, ", tolerance ", tolerance), where);
+  fail(text("expected ", names, ", found ", a, " and ", b, ", tolerance ", tolerance), where);
 }
 
 }  // namespace liveact::test
@@ -87,5 +87,5 @@ int main() {
     std::printf("FAILED %s (%d checks)\n", test.name, failures_of_case);
   }
   std::printf("%d passed, %d failed\n", passed, failed);
-  return failed == 0 ? 0 : 1;
+  return passed > 0 && failed == 0 ? 0 : 1;
 }

@@ -1,4 +1,4 @@
-#include "operands.h"
+#include "tests/operands.h"
 
 namespace liveact::test {
 
@@ -7,7 +7,7 @@ namespace {
 // Rounds as the format does.
 double rounded(double v, DType dtype) {
   const float narrow = static_cast<float>(v);
-  if (dtype == DType::bf16) return round_to_bf16(narrow);
+  if (dtype == DType::bf16) return f32_from_bf16(bf16_from_f32(narrow));
   return dtype == DType::f8 ? f32_from_f8(f8_from_f32(narrow)) : v;
 }
 
@@ -25,7 +25,7 @@ void check_stored(const Rows& out, const Expected& expected, const std::string& 
       for (int64_t c = 0; c < out.cols; ++c) amax = std::max(amax, std::abs(wanted[c]));
       const double most = *std::max_element(tolerance, tolerance + out.cols) + 4 * kUlp * amax;
       if (!(std::abs(scale * kF8Max - amax) <= most)) {
-        fail(text(what, ": row ", r, ": expected the scale ", amax / kF8Max, ", got ", scale),
+        fail(text(what, ": row ", r, ": expected the scale ", amax / kF8Max, ", found ", scale),
              where);
       }
     }
@@ -34,10 +34,10 @@ void check_stored(const Rows& out, const Expected& expected, const std::string& 
       const double slack = tolerance[c] / scale + (f8 ? 6 * kUlp * std::abs(wanted[c] / scale) : 0);
       const double low = rounded(wanted[c] / scale - slack, out.dtype);
       const double high = rounded(wanted[c] / scale + slack, out.dtype);
-      const double got = element(out.data, out.dtype, r * out.row_stride() + c);
-      if (low <= got && got <= high) continue;
+      const double found = element(out.data, out.dtype, r * out.row_stride() + c);
+      if (low <= found && found <= high) continue;
       fail(text(what, ": [", r, ", ", c, "]: expected ", low * scale, " to ", high * scale,
-                ", got ", got * scale),
+                ", found ", found * scale),
            where);
     }
   }

@@ -10,9 +10,9 @@
 #include <cstring>
 #include <utility>
 
-#include "check.h"
 #include "cpu/cpu_backend.h"
-#include "error.h"
+#include "liveact/error.h"
+#include "tests/check.h"
 
 namespace liveact::test {
 

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "operands.h"
-#include "stream.h"
+#include "liveact/stream.h"
+#include "tests/operands.h"
 
 namespace liveact::test {
 

@@ -1,6 +1,6 @@
 // The three attentions against a plain softmax in fp64 over the same stored operands.
 
-#include "kv.h"
+#include "tests/kv.h"
 
 namespace liveact {
 

@@ -2,9 +2,9 @@
 
 #include <limits>
 
-#include "check.h"
-#include "cpu/rows.h"
-#include "dtype.h"
+#include "core/host_rows.h"
+#include "liveact/dtype.h"
+#include "tests/check.h"
 
 namespace liveact {
 
@@ -31,7 +31,7 @@ float bf16(float value) { return f32_from_bf16(bf16_from_f32(value)); }
 TEST(f8_decodes_every_code) {
   for (int code = 0; code < 256; ++code) {
     const float decoded = f32_from_f8(static_cast<uint8_t>(code));
-    const float table = cpu::f8_values()[code];
+    const float table = f8_values()[code];
     if (code % 128 == 127) {
       CHECK(std::isnan(decoded));
       CHECK(std::isnan(table));
@@ -122,12 +122,12 @@ TEST(f8_row_contract) {
     float bound = 1e-12f;
     for (const float x : row) bound = x > bound ? x : -x > bound ? -x : bound;
     std::vector<uint8_t> codes(row.size());
-    const float scale = cpu::quantize_f8(row.data(), std::ssize(row), codes.data());
+    const float scale = quantize_f8(row.data(), std::ssize(row), codes.data());
     CHECK_EQ(scale, bound / 448.0f);
     for (size_t i = 0; i < row.size(); ++i) CHECK_EQ(+codes[i], f8(row[i] * (448.0f / bound)));
   }
   uint8_t code = 0;
-  CHECK_EQ(cpu::quantize_f8(&kNan, 1, &code), 1e-12f / 448.0f);
+  CHECK_EQ(quantize_f8(&kNan, 1, &code), 1e-12f / 448.0f);
   CHECK_EQ(+code, 0x7f);  // a NaN is not hidden
 }
 

@@ -1,8 +1,8 @@
 // The slot tables, the released ones literally.
 
-#include "check.h"
-#include "error.h"
-#include "kv_layout.h"
+#include "liveact/error.h"
+#include "liveact/kv_layout.h"
+#include "tests/check.h"
 
 namespace liveact {
 
@@ -76,16 +76,16 @@ TEST(other_slot_counts) {
 
 TEST(impossible_slot_counts_are_refused) {
   check_refused({2, 2, 2, 6}, Memory::sharded,
-                "sharded memory is defined for slot counts 2,2,2,8 only, got 2,2,2,6");
-  check_refused({2, 3, 2, 8}, Memory::sharded, "2,2,2,8 only, got 2,3,2,8");
+                "sharded memory is defined for slot counts 2,2,2,8 only, found 2,2,2,6");
+  check_refused({2, 3, 2, 8}, Memory::sharded, "2,2,2,8 only, found 2,3,2,8");
   check_refused({2, -1, 2, 8}, Memory::sequential, "expected slot counts >= 0");
   check_refused({0, 0, 0, 8}, Memory::sequential,
-                "with a context and a current block, got 0,0,0,8");
-  check_refused({2, 2, 2, 0}, Memory::mean, "got 2,2,2,0");
+                "with a context and a current block, found 0,0,0,8");
+  check_refused({2, 2, 2, 0}, Memory::mean, "found 2,2,2,0");
   check_refused({2, 2, 3, 2}, Memory::sequential,
-                "expected at most as many short-term slots as the current block has (2), got 3");
+                "expected at most as many short-term slots as the current block has (2), found 3");
   check_refused({2, 1, 1, 3}, Memory::sequential,
-                "expected at least 5 slots to compress between reference and short-term, got 4");
+                "expected at least 5 slots to compress between reference and short-term, found 4");
 }
 
 TEST(memory_names) {
@@ -97,11 +97,11 @@ TEST(memory_names) {
   CHECK(value_filter_from_name("key") == ValueFilter::key);
   CHECK(value_filter_from_name("own") == ValueFilter::own);
   test::check_throws<Error>([] { memory_from_name("Mean"); },
-                            "memory: expected sequential, sharded or mean, got 'Mean'");
+                            "memory: expected sequential, sharded or mean, found 'Mean'");
   test::check_throws<Error>([] { compress_axis_from_name(""); },
-                            "compress axis: expected token or frame, got ''");
+                            "compress axis: expected token or frame, found ''");
   test::check_throws<Error>([] { value_filter_from_name("keys"); },
-                            "value filter: expected key or own, got 'keys'");
+                            "value filter: expected key or own, found 'keys'");
 }
 
 }  // namespace liveact

@@ -2,7 +2,7 @@
 
 #include <numeric>
 
-#include "operands.h"
+#include "tests/operands.h"
 
 namespace liveact {
 

@@ -1,6 +1,6 @@
 // split_qkv, store_kv and the ConvKV memory against rotation and filters in fp64.
 
-#include "kv.h"
+#include "tests/kv.h"
 
 namespace liveact {
 
@@ -86,11 +86,11 @@ TEST(split_qkv) {
         const Matrix qkv(tokens, 3 * width, in, random.normals(tokens * 3 * width, 2.0f));
         const std::vector<float> q_gain = random.normals(width);
         const std::vector<float> k_gain = random.normals(width);
-        const SplitResult got = split(cpu, qkv, q_gain, k_gain, size.heads, tables, 6, out);
+        const SplitResult found = split(cpu, qkv, q_gain, k_gain, size.heads, tables, 6, out);
         const std::string what = test::text(name(in), " -> ", name(out), " hd ", size.hd);
-        check_stored(got.q.rows(), rotated_reference(qkv, 0, q_gain, size.heads, tables, 6),
+        check_stored(found.q.rows(), rotated_reference(qkv, 0, q_gain, size.heads, tables, 6),
                      "split q " + what);
-        check_stored(got.current.key_rows(),
+        check_stored(found.current.key_rows(),
                      rotated_reference(qkv, width, k_gain, size.heads, tables, 6),
                      "split k " + what);
         Expected values;
@@ -99,7 +99,7 @@ TEST(split_qkv) {
           const int64_t token = i / size.hd % tokens;
           values.add(qkv(token, 2 * width + head * size.hd + i % size.hd), 0.0);
         }
-        check_stored(got.current.value_rows(), values, "split v " + what, false);
+        check_stored(found.current.value_rows(), values, "split v " + what, false);
       }
     }
   }

@@ -1,7 +1,8 @@
 // Weights that are stored in fp8, and the device that measures what fp8 would cost.
 
-#include "calibrate.h"
-#include "session.h"
+#include "core/weights.h"
+#include "measure/calibrate.h"
+#include "tests/session.h"
 
 namespace liveact {
 
@@ -47,7 +48,7 @@ TEST(stored_fp8_gives_the_bits_of_quantising_at_load) {
   const auto model = load(narrow, DType::f8);
   CHECK(same_bits(Session(model, options_with(), 1).run(3), expected));
   // Used where it lies.
-  const Weight& weight = model->layers[1].ffn_up.weight;
+  const Weight& weight = model->weights().layers[1].ffn_up.weight;
   CHECK(weight.parts[0].data == narrow.tensors.at("blocks.1.ffn.0.weight").data);
 }
 

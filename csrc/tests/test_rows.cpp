@@ -2,7 +2,7 @@
 
 #include <limits>
 
-#include "operands.h"
+#include "tests/operands.h"
 
 namespace liveact {
 
@@ -199,11 +199,11 @@ TEST(quantize_is_the_contract) {
       std::vector<float> seen;
       for (int64_t i = 0; i < 4 * 70; ++i) seen.push_back(static_cast<float>(x(i / 70, i % 70)));
       const Matrix expected(4, 70, out, seen);
-      const Matrix got(4, 70, out);
-      cpu->quantize(x.rows(), got.rows());
-      CHECK(got.same_bytes(expected));
+      const Matrix found(4, 70, out);
+      cpu->quantize(x.rows(), found.rows());
+      CHECK(found.same_bytes(expected));
       if (out != DType::f8) continue;
-      for (int64_t r = 0; r < 4; ++r) CHECK_EQ(got.rows().scale[r], expected.rows().scale[r]);
+      for (int64_t r = 0; r < 4; ++r) CHECK_EQ(found.rows().scale[r], expected.rows().scale[r]);
     }
   }
 }
@@ -291,8 +291,8 @@ TEST(all_finite) {
 
 TEST(device_memory) {
   cpu::CpuDevice device;
-  test::check_throws<Error>([&] { device.allocate(int64_t{1} << 60); },
-                            "cpu: expected room for 1152921504606846976 bytes");
+  test::check_throws<DeviceError>([&] { device.allocate(int64_t{1} << 60); },
+                                  "cpu: expected 1152921504606846976 bytes of memory");
   CHECK_EQ(device.allocated_bytes(), 0);
   {
     const Buffer buffer(device, 100);

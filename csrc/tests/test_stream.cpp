@@ -8,7 +8,8 @@
 #include <malloc.h>
 #endif
 
-#include "session.h"
+#include "core/weights.h"
+#include "tests/session.h"
 
 namespace liveact {
 
@@ -104,25 +105,25 @@ TEST(wrong_inputs_are_refused) {
   };
   check_throws<Error>(denoise, "denoise: expected set_prompt and set_image before the first block");
   check_throws<Error>([&] { stream.set_prompt(zeros.data(), 0); },
-                      "set_prompt: expected 1 to 16 tokens, got 0");
-  check_throws<Error>([&] { stream.set_prompt(zeros.data(), 17); }, "got 17");
+                      "set_prompt: expected 1 to 16 tokens, found 0");
+  check_throws<Error>([&] { stream.set_prompt(zeros.data(), 17); }, "found 17");
   check_throws<Error>([&] { stream.set_image(zeros.data(), 0, zeros.data(), 14); },
-                      "set_image: expected 1 to 9 image tokens, got 0");
-  check_throws<Error>([&] { stream.set_image(zeros.data(), 10, zeros.data(), 14); }, "got 10");
+                      "set_image: expected 1 to 9 image tokens, found 0");
+  check_throws<Error>([&] { stream.set_image(zeros.data(), 10, zeros.data(), 14); }, "found 10");
   check_throws<Error>([&] { stream.set_image(zeros.data(), 9, zeros.data(), 13); },
-                      "set_image: expected at least 14 latent frames of conditioning, got 13");
+                      "set_image: expected at least 14 latent frames of conditioning, found 13");
   check_throws<Error>([&] { stream.export_context(0, 0, nullptr, nullptr); },
-                      "export_context: expected at least one block, got none");
+                      "export_context: expected at least one block, found none");
   stream.set_prompt(zeros.data(), 1);
   check_throws<Error>(denoise, "expected set_prompt and set_image");  // still no image
 
   Session session(fixture.model, options_with(), 5);
   session.run(1);
   check_throws<Error>([&] { session.stream.set_image(zeros.data(), 9, zeros.data(), 14); },
-                      "set_image: expected before the first block, got block 1");
+                      "set_image: expected before the first block, found block 1");
   check_throws<Error>([&] { session.stream.export_context(3, 0, nullptr, nullptr); },
-                      "export_context: expected step 0..2 and a layer of the model, got 3, 0");
-  check_throws<Error>([&] { session.stream.export_context(0, 2, nullptr, nullptr); }, "got 0, 2");
+                      "export_context: expected step 0..2 and a layer of the model, found 3, 0");
+  check_throws<Error>([&] { session.stream.export_context(0, 2, nullptr, nullptr); }, "found 0, 2");
   CHECK(all_finite(session.run(1)));  // a refused call leaves a stream as it was
 }
 
@@ -140,11 +141,11 @@ TEST(wrong_options_are_refused) {
         expected);
   };
   refused([](StreamOptions& o) { o.latent_height = 5; },
-          "expected an even latent height and width of 2 to 1024, got 5x6");
-  refused([](StreamOptions& o) { o.latent_width = 0; }, "got 4x0");
-  refused([](StreamOptions& o) { o.latent_width = 1026; }, "got 4x1026");
-  refused([](StreamOptions& o) { o.max_image_tokens = 0; }, "expected room for image tokens");
-  refused([](StreamOptions& o) { o.audio_guidance = 0.5f; }, "audio guidance >= 1, got 0.5");
+          "expected an even latent height and width of 2 to 1024, found 5x6");
+  refused([](StreamOptions& o) { o.latent_width = 0; }, "found 4x0");
+  refused([](StreamOptions& o) { o.latent_width = 1026; }, "found 4x1026");
+  refused([](StreamOptions& o) { o.max_image_tokens = 0; }, "expected at least 1 image token");
+  refused([](StreamOptions& o) { o.audio_guidance = 0.5f; }, "audio guidance >= 1, found 0.5");
   refused([](StreamOptions& o) { o.audio_guidance = NAN; }, "expected a finite audio guidance");
   refused([](StreamOptions& o) { o.audio_guidance = INFINITY; }, "expected a finite");
   refused([](StreamOptions& o) { o.slots.short_term = 9; }, "short-term slots");
@@ -173,12 +174,12 @@ TEST(wrong_models_are_refused) {
   tensors = checkpoint.tensors;
   tensors["head.head.weight"].shape = {16, 63};
   refused(kConfig, tensors, 2, "expected tensor head.head.weight to be [16, 64], found [16, 63]");
-  refused(kConfig, checkpoint.tensors, 3, "precision policy: expected 2 layers, got 3");
+  refused(kConfig, checkpoint.tensors, 3, "precision policy: expected 2 layers, found 3");
   ModelConfig config = kConfig;
   config.num_heads = 3;
-  refused(config, checkpoint.tensors, 2, "dim to be a multiple of num_heads, got 64 and 3");
+  refused(config, checkpoint.tensors, 2, "dim to be a multiple of num_heads, found 64 and 3");
   config.num_heads = 16;
-  refused(config, checkpoint.tensors, 2, "even head dim of at least 8, got 4");
+  refused(config, checkpoint.tensors, 2, "even head dim of at least 8, found 4");
   config = kConfig;
   config.in_dim = config.out_dim;
   refused(config, checkpoint.tensors, 2, "in_dim > out_dim");
@@ -224,11 +225,12 @@ TEST(mixed_precision_policies_run) {
   }
   Precision wide = Precision::uniform(DType::bf16, kConfig.num_layers);
   wide.layers[1].ffn_up = DType::f32;
-  check_throws<Error>([&] { Model(device, kConfig, checkpoint.tensors, wide); },
-                      "precision policy: expected no format in layer 1 wider than bf16, got fp32");
+  check_throws<Error>(
+      [&] { Model(device, kConfig, checkpoint.tensors, wide); },
+      "precision policy: expected no format in layer 1 wider than bf16, found fp32");
   wide.layers.pop_back();
   check_throws<Error>([&] { Stream::required_bytes(*device, kConfig, wide, options_with()); },
-                      "precision policy: expected 2 layers, got 1");
+                      "precision policy: expected 2 layers, found 1");
 }
 
 TEST(nan_fails_one_stream_only) {
@@ -238,7 +240,7 @@ TEST(nan_fails_one_stream_only) {
     const std::vector<float> expected = alone.run(3);
 
     Session other(fixture.model, options_with(), 6);
-    std::vector<float> got = other.run(1);
+    std::vector<float> found = other.run(1);
     for (const float bad : {NAN, INFINITY}) {
       Session broken(fixture.model, options_with(), 7);
       broken.run(1);
@@ -248,11 +250,11 @@ TEST(nan_fails_one_stream_only) {
       CHECK_EQ(broken.stream.next_block(), 1);
       broken.noise[11] = 0.0f;
       check_throws<Error>([&] { broken.denoise(); },
-                          "denoise: expected a working stream, got one that failed before");
+                          "denoise: expected a working stream, found one that failed before");
     }
     const std::vector<float> rest = other.run(2);
-    got.insert(got.end(), rest.begin(), rest.end());
-    CHECK(same_bits(got, expected));
+    found.insert(found.end(), rest.begin(), rest.end());
+    CHECK(same_bits(found, expected));
   }
 }
 
@@ -343,12 +345,11 @@ TEST(weight_bytes_are_what_a_model_holds) {
   for (const DType stored : {DType::f32, DType::bf16}) {
     for (const DType precision : test::kAllTypes) {
       const Fixture fixture(precision, stored);
-      const Model& model = *fixture.model;
-      std::vector<const Linear*> linears = {
-          &model.patch_embedding, &model.text_in,      &model.text_out,
-          &model.image_in,        &model.image_out,    &model.head,
-          &model.audio_window,    &model.audio_hidden, &model.audio_out};
-      for (const Layer& layer : model.layers) {
+      const Weights& w = fixture.model->weights();
+      std::vector<const Linear*> linears = {&w.patch_embedding, &w.text_in,      &w.text_out,
+                                            &w.image_in,        &w.image_out,    &w.head,
+                                            &w.audio_window,    &w.audio_hidden, &w.audio_out};
+      for (const Layer& layer : w.layers) {
         for (const Linear* linear :
              {&layer.self_qkv, &layer.self_o, &layer.cross_q, &layer.cross_o, &layer.text_k,
               &layer.text_v, &layer.image_k, &layer.image_v, &layer.audio_q, &layer.audio_kv,
@@ -362,7 +363,7 @@ TEST(weight_bytes_are_what_a_model_holds) {
         bytes += weight.n * weight.k * size_bytes(weight.dtype);
         if (weight.dtype == DType::f8) bytes += 4 * weight.n;
       }
-      CHECK_EQ(weight_bytes(kConfig, model.precision(), stored), bytes);
+      CHECK_EQ(weight_bytes(kConfig, fixture.model->precision(), stored), bytes);
     }
   }
 }

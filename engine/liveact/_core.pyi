@@ -1,4 +1,8 @@
-"""Types of the extension module; what each thing does is said in csrc/ and bindings/module.cpp."""
+"""Types of the extension module; what each thing does is said in include/ and bindings/.
+
+Its errors are those of `liveact.errors`: DeviceError for a device that fails or lacks memory,
+SessionError for a block that was cancelled or is not finite, InputError for everything else.
+"""
 
 from typing import Any
 
@@ -7,10 +11,7 @@ import numpy.typing as npt
 
 _Array = npt.NDArray[np.float32]
 
-class CoreError(RuntimeError): ...
-class DeviceError(CoreError): ...
-class NonFiniteError(CoreError): ...
-class CancelledError(CoreError): ...
+__version__: str
 
 class Device:
     @property
@@ -22,16 +23,11 @@ class Device:
     @property
     def free_bytes(self) -> int | None: ...
 
-ops: Any  # the submodule of single ops, bindings/ops.cpp
-
-class TimedDevice(Device):
-    def __init__(
-        self, device: Device, flush_bytes: int, samples: int = 1, warm: bool = False
-    ) -> None: ...
-    def take(self) -> list[tuple[str, float]]: ...
-
 def open_cpu() -> Device: ...
 def cuda_architecture(index: int, driver: str = "libcuda.so.1") -> str: ...
+def cuda_versions(
+    index: int, driver: str = "libcuda.so.1", cublaslt: str = "libcublasLt.so.13"
+) -> dict[str, str]: ...
 def open_cuda(
     index: int,
     kernels: list[dict[str, Any]],
@@ -58,9 +54,6 @@ class ModelConfig:
     def check(self) -> None: ...
 
 def expected_tensors(config: ModelConfig) -> dict[str, list[int]]: ...
-def update_table(
-    slots: tuple[int, int, int, int], memory: str, block: int
-) -> dict[int, list[int]]: ...
 def launch(device: Device, name: str, stream: int, arguments: dict[str, Any]) -> None: ...
 def products() -> list[str]: ...
 def quantize_weight(

@@ -41,7 +41,7 @@ class FakeCuda:
     def build(cls, folder: Path) -> FakeCuda:
         path = folder / "libfake_cuda.so"
         command = ["g++", "-O2", "-std=c++20", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-        command += ["-I", str(REPOSITORY / "csrc"), str(SOURCE), "-o", str(path)]
+        command += ["-I", str(REPOSITORY / "include"), str(SOURCE), "-o", str(path)]
         subprocess.run(command, check=True)
         return cls(path)
 

@@ -23,7 +23,7 @@
 #include <utility>
 #include <vector>
 
-#include "dtype.h"
+#include "liveact/dtype.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -203,11 +203,11 @@ EXPORT void fake_hook(Hook new_hook) { hook = new_hook; }
 EXPORT long fake_live_allocations() { return static_cast<long>(allocations.size()); }
 // A copy of host memory where only copies of this driver may read.
 EXPORT void* fake_seal(const void* data, size_t bytes) {
-  void* room = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  std::memcpy(room, data, bytes);
-  mprotect(room, bytes, PROT_NONE);
-  sealed[reinterpret_cast<unsigned long long>(room)] = bytes;
-  return room;
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  std::memcpy(memory, data, bytes);
+  mprotect(memory, bytes, PROT_NONE);
+  sealed[reinterpret_cast<unsigned long long>(memory)] = bytes;
+  return memory;
 }
 // The contents of everything allocated, as sorted hashes: where it lies does not matter.
 EXPORT const char* fake_contents() {
@@ -266,10 +266,10 @@ EXPORT int cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
 EXPORT int cuMemAlloc_v2(unsigned long long* pointer, size_t bytes) {
   *pointer = 0;
   if (const int code = record("cuMemAlloc", bytes)) return code;
-  void* room = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (room == MAP_FAILED) return 2;  // CUDA_ERROR_OUT_OF_MEMORY
-  *pointer = reinterpret_cast<unsigned long long>(room);
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) return 2;  // CUDA_ERROR_OUT_OF_MEMORY
+  *pointer = reinterpret_cast<unsigned long long>(memory);
   allocations[*pointer] = bytes;
   return 0;
 }
@@ -300,8 +300,8 @@ EXPORT int cuMemcpyAsync(unsigned long long target, unsigned long long source, s
   if (from != sealed.end()) mprotect(reinterpret_cast<void*>(source), from->second, PROT_READ);
   std::memcpy(reinterpret_cast<void*>(target), reinterpret_cast<void*>(source), bytes);
   if (from != sealed.end()) mprotect(reinterpret_cast<void*>(source), from->second, PROT_NONE);
-  auto room = allocations.upper_bound(target);
-  const bool to_device = room != allocations.begin() && target < (--room)->first + room->second;
+  auto block = allocations.upper_bound(target);
+  const bool to_device = block != allocations.begin() && target < (--block)->first + block->second;
   return record("cuMemcpyAsync", from != sealed.end() ? "device" : "host",
                 to_device ? "device" : "host", bytes);
 }

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from liveact import _core
+from liveact import _core, _core_dev
 
 DEVICE = _core.open_cpu()
 
@@ -38,5 +38,5 @@ def to_tensor(value: Any) -> Any:
 
 
 def core(op: str, *arguments: Any) -> Any:
-    """Calls `_core.ops.<op>` on the CPU device."""
-    return to_tensor(getattr(_core.ops, op)(DEVICE, *(to_core(a) for a in arguments)))
+    """Calls `_core_dev.ops.<op>` on the CPU device."""
+    return to_tensor(getattr(_core_dev.ops, op)(DEVICE, *(to_core(a) for a in arguments)))

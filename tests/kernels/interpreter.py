@@ -33,7 +33,7 @@ from triton_kernels.registry import all_specs
 
 
 def f8_from_f32(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Round to nearest even, saturating at ±448, NaN to 0x7f: f8_from_f32 of csrc/dtype.h."""
+    """Round to nearest even, saturating at ±448, NaN to 0x7f: f8_from_f32 of liveact/dtype.h."""
     values = np.ascontiguousarray(values, np.float32)
     nan = np.isnan(values)
     magnitude = np.minimum(np.abs(np.where(nan, 0, values)), np.float32(448))
@@ -46,7 +46,7 @@ def f8_from_f32(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def bf16_from_f32(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Round to nearest even: bf16_from_f32 of csrc/dtype.h."""
+    """Round to nearest even: bf16_from_f32 of include/liveact/dtype.h."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)

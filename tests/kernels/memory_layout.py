@@ -56,7 +56,7 @@ def token_major(v: Tensor, tokens: int) -> Tensor:
 
 @dataclass
 class Segment:
-    """KvSegment of csrc/ops.h with the GPU's V."""
+    """KvSegment of csrc/core/ops.h with the GPU's V."""
 
     k: Tensor  # [H, T, hd]
     k_scale: Tensor | None  # [H, T], fp8 only

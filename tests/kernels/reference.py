@@ -1,6 +1,6 @@
 """What the ops compute, in float64, and how far fp32 arithmetic may be from it.
 
-Functions are named like the ops of csrc/ops.h and return (exact, error): the result before it is
+Functions are named like the ops of core/ops.h and return (exact, error): the result before it is
 rounded to its format, and a bound on the error of any fp32 evaluation of the same formula. An fp8
 or bf16 result is right if it lies between the roundings of exact − error and exact + error: for all
 but the rare value that close to a rounding boundary, that is one value, bit for bit.
@@ -182,7 +182,7 @@ def check_codes(codes: Tensor, exact: Tensor, error: Tensor) -> None:
 
 
 def check_f8(codes: Tensor, scale: Tensor, bounded: Bounded) -> None:
-    """Codes [.., n] and scales [..] of rows: the contract of csrc/dtype.h."""
+    """Codes [.., n] and scales [..] of rows: the contract of include/liveact/dtype.h."""
     exact, error = bounded
     bound = exact.abs().nan_to_num(nan=0.0).amax(-1)
     expected = bound.clamp(min=AMAX_FLOOR) / F8_MAX

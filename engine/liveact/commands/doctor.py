@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from liveact import _core
-from liveact.device.devices import cuda_obstacle
+from liveact.device.devices import cublaslt_library, cuda_obstacle
+from liveact.errors import DeviceError
 
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow", "av", "soxr")
 
@@ -22,12 +23,20 @@ def run(options: argparse.Namespace) -> None:
     Console().print(doctor())
 
 
+def _gpu() -> str:
+    try:
+        found = _core.cuda_versions(0, cublaslt=cublaslt_library())
+    except DeviceError as error:
+        return f"none: {error}"
+    return f"{found['device']}, driver for CUDA {found['driver']}, cuBLASLt {found['cublaslt']}"
+
+
 def doctor() -> Table:
     """What is usable on this machine, and why not where it is not."""
     table = Table(title="LiveAct engine", title_justify="left", show_header=False)
     table.add_column("what")
     table.add_column("state")
-    table.add_row("version", version("liveact-engine"))
+    table.add_row("version", f"{version('liveact-engine')}, runtime {_core.__version__}")
     table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
     for package in _PACKAGES:
         try:
@@ -40,8 +49,9 @@ def doctor() -> Table:
         table.add_row(
             "cpu backend", f"usable: fp32, bf16, fp8 (emulated), policy files; {threads} threads"
         )
-    except _core.CoreError as error:
+    except DeviceError as error:
         table.add_row("cpu backend", f"[red]not usable: {error}[/red]")
+    table.add_row("GPU", _gpu())
     obstacle = cuda_obstacle()
     table.add_row("cuda backend", f"not usable: {obstacle}" if obstacle else "usable")
     if torch.cuda.is_available():

@@ -107,5 +107,5 @@ def _dit_bytes(
             audio_guidance,
             image_tokens,
         )
-    except _core.CoreError as error:
+    except InputError as error:
         raise InputError(f"{directory}: {error}") from None

@@ -63,7 +63,7 @@ def cuda_obstacle(name: str = "cuda:0") -> str | None:
     """Why the DiT cannot run on this CUDA device, in a few words; None when it can."""
     try:
         architecture = _core.cuda_architecture(_index(name))
-    except _core.CoreError as error:
+    except DeviceError as error:
         return str(error)
     if architecture not in (packaged := kernels.available()):
         found = ", ".join(packaged) or "none"
@@ -137,5 +137,5 @@ def _open(name: str) -> _core.Device:
         index = _index(name)
         images = kernels.load(_core.cuda_architecture(index))
         return _core.open_cuda(index, images, cublaslt=cublaslt_library())
-    except _core.CoreError as error:
+    except DeviceError as error:
         raise DeviceError(f"device: expected a usable {name}, found that {error}") from None

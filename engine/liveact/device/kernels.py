@@ -68,9 +68,6 @@ def launcher(device: _core.Device, torch_device: torch.device) -> Callable[..., 
             for key, value in arguments.items()
         }
         stream = torch.cuda.current_stream(torch_device).cuda_stream
-        try:
-            _core.launch(device, name, stream, values)
-        except _core.CoreError as error:
-            raise DeviceError(str(error)) from None
+        _core.launch(device, name, stream, values)
 
     return launch

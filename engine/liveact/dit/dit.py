@@ -18,7 +18,6 @@ from liveact import _core
 from liveact.blocks import RELEASED_SLOTS, BlockClock, Slots
 from liveact.dit.precision import Precision, core_precision
 from liveact.dit.weights import DTYPE_NAMES, check_precision, open_weights
-from liveact.errors import DeviceError, InputError, LiveActError, SessionError
 
 STEPS = 3
 MEMORIES = ("sequential", "sharded", "mean")
@@ -68,14 +67,7 @@ class Dit:
             name: (tensor.data_ptr(), DTYPE_NAMES[tensor.dtype], list(tensor.shape))
             for name, tensor in self._tensors.items()
         }
-        try:
-            self.model = _core.Model(device, config, described, core_precision(precision))
-        except _core.DeviceError as error:
-            raise DeviceError(str(error)) from None
-        except _core.CoreError as error:
-            raise InputError(str(error)) from None
-        except MemoryError:
-            raise DeviceError(f"{device.name}: not enough memory for the weights") from None
+        self.model = _core.Model(device, config, described, core_precision(precision))
 
     @property
     def config(self) -> _core.ModelConfig:
@@ -116,23 +108,16 @@ class DitStream:
         self._dit = dit
         self.latent_size = latent_size
         self.clock = BlockClock(Slots(*policy.slots))
-        try:
-            self._stream: Any = _core.Stream(
-                dit.model,
-                *latent_size,
-                policy.slots,
-                policy.memory,
-                policy.compress_axis,
-                policy.value_filter,
-                audio_guidance,
-                image_tokens,
-            )
-        except _core.DeviceError as error:
-            raise DeviceError(str(error)) from None
-        except _core.CoreError as error:
-            raise InputError(str(error)) from None
-        except MemoryError:
-            raise DeviceError(f"{dit.device.name}: not enough memory for a session") from None
+        self._stream: Any = _core.Stream(
+            dit.model,
+            *latent_size,
+            policy.slots,
+            policy.memory,
+            policy.compress_axis,
+            policy.value_filter,
+            audio_guidance,
+            image_tokens,
+        )
 
     @property
     def next_block(self) -> int:
@@ -207,14 +192,7 @@ class DitStream:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         # By name: a reference to the stream in the traceback of an error would outlive `close`.
-        try:
-            return getattr(self._stream, name)(*arguments)
-        except (_core.CancelledError, _core.NonFiniteError) as error:
-            raise SessionError(str(error)) from None
-        except _core.DeviceError as error:
-            raise DeviceError(str(error)) from None
-        except _core.CoreError as error:
-            raise LiveActError(str(error)) from None
+        return getattr(self._stream, name)(*arguments)
 
 
 def _f32(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -83,7 +83,7 @@ def read_config(path: Path, tensors: Tensors) -> _core.ModelConfig:
     config.audio_dim = _columns(tensors, "audio_proj.proj1_vf.weight", 8)
     try:
         config.check()
-    except _core.CoreError as error:
+    except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return config
 

@@ -1,7 +1,7 @@
 """Inputs of the attention kernels as the runtime lays them out, and what they must give.
 
 Shared by the tests under the interpreter, the test on a GPU and the benchmark: a case is made from
-fp32 tokens by the quantisation of csrc/dtype.h; the reference takes the quantised bytes, so that
+fp32 tokens by the quantisation of liveact/dtype.h; the reference takes the quantised bytes, so that
 only the attention's own rounding is between the two.
 """
 
@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 HEAD_DIM = 128
 VALUE_PADDING = 128
 F8_MAX = 448.0
-VALUE_HEADROOM = 8.0  # kValueHeadroom in csrc/ops.h
+VALUE_HEADROOM = 8.0  # kValueHeadroom in csrc/core/ops.h
 
 # Half a unit in the last place, relative: 4 and 8 significant bits.
 F8_STEP = 2.0**-4
@@ -144,7 +144,7 @@ def _token_major(x: torch.Tensor) -> torch.Tensor:
 
 
 def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [H, T, HEAD_DIM] → fp8 codes and scales [H, T] (csrc/dtype.h)."""
+    """x [H, T, HEAD_DIM] → fp8 codes and scales [H, T] (include/liveact/dtype.h)."""
     bound = x.abs().amax(dim=2).clamp(min=1e-12)
     codes = (x * (F8_MAX / bound)[..., None]).clamp(-F8_MAX, F8_MAX)
     return codes.to(torch.float8_e4m3fn), bound / F8_MAX
