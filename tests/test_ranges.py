@@ -19,7 +19,8 @@ from tests.cuda.fake import REPOSITORY, FakeCuda
 RUN = """
 import ctypes, json, sys
 from pathlib import Path
-from liveact import _core, kernels
+from liveact import _core
+from liveact.device import kernels
 from tests.cuda.fake import FakeCuda
 from tests.cuda.small import random_weights
 from tests.test_cuda_launch import denoise, open_stream
