@@ -30,6 +30,8 @@ demo: build/installed
 	$(BIN)/liveact generate --checkpoint out/checkpoint --image examples/portrait.png \
 	    --audio examples/speech.wav --prompt "A person is speaking." --size 256x256 \
 	    --trace out/trace.json --out out/demo.mp4
+	@echo "Open out/demo.mp4 (its picture is moving texture: the demo's weights are random, as trained" \
+	    "ones cannot be had without a download) and out/trace.json (at ui.perfetto.dev)."
 
 lint: build/tools
 	$(BIN)/ruff check .

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 FIELDS = {"n": int, "median": float, "p10": float, "p90": float, "min": float, "max": float}
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
-    """Linear between the two nearest ranks, as in NumPy. Raises ValueError for no samples."""
+    """Linear between the two nearest ranks. Raises ValueError for no samples."""
     if not samples:
         raise ValueError("percentile: expected samples, found none")
-    ordered = sorted(samples)
-    rank = (len(ordered) - 1) * percent / 100
-    below = math.floor(rank)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (rank - below)
+    return float(np.percentile(samples, percent))
 
 
 def spread(samples: Sequence[float], *percents: int) -> dict[str, Any]:

@@ -15,7 +15,18 @@ from liveact import _core
 from liveact.device.devices import cublaslt_library, cuda_obstacle
 from liveact.errors import DeviceError
 
-_PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow", "av", "soxr")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "av",
+    "soxr",
+    "rich",
+    "cachetools",
+    "ftfy",
+)
 
 
 def run(options: argparse.Namespace) -> None:
