@@ -32,8 +32,7 @@ from liveact.checkpoint.tensors import PthTensors, load_pth
 from liveact.device.devices import open_devices
 from liveact.errors import LiveActError
 from liveact.vae.ops import without_tf32
-from liveact.vae.stream import VaeStream
-from liveact.vae.vae import Vae
+from liveact.vae.vae import Vae, VaeStream
 from reference import VAEStream, to_uint8
 
 LATENT_FRAMES, FIRST_LATENT_FRAMES = 8, 6

@@ -19,8 +19,7 @@ from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError
-from liveact.vae.stream import VaeStream
-from liveact.vae.vae import Vae
+from liveact.vae.vae import Vae, VaeStream
 
 
 @pytest.fixture(scope="module")

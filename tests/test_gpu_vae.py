@@ -17,8 +17,7 @@ from liveact.device import kernels
 from liveact.device.devices import cublaslt_library, cuda_obstacle, torch_cuda_obstacle
 from liveact.vae.ops import KernelOps, Pending, TorchOps
 from liveact.vae.queue import Call, RecordedCall
-from liveact.vae.stream import VaeStream
-from liveact.vae.vae import Vae
+from liveact.vae.vae import Vae, VaeStream
 from reference import to_uint8
 from tests.conftest import relative_error
 

@@ -17,8 +17,7 @@ from liveact.checkpoint.tensors import PthTensors, load_pth
 from liveact.errors import InputError
 from liveact.vae.ops import Pending, TorchOps
 from liveact.vae.state import EncoderState
-from liveact.vae.stream import VaeStream
-from liveact.vae.vae import Vae
+from liveact.vae.vae import Vae, VaeStream
 from liveact.vae.windowed import WindowedVaeStream
 from reference import to_uint8
 from tests.conftest import relative_error
@@ -75,7 +74,7 @@ def test_decodes_a_stream_as_recorded(vae, latent, outputs):
 
 
 def test_decodes_windows_as_recorded(vae, latent, outputs):
-    decoder = vae.open_stream(windowed=True)
+    decoder = WindowedVaeStream(vae)
     for block, latents in enumerate(latent.split([6, 8, 8], dim=1)):
         video = joined(decoder.decode_video(latents))
         assert relative_error(video, outputs[f"decode_windowed_{block}"][0]) < TOLERANCE
@@ -165,7 +164,7 @@ def test_pictures_are_the_video(vae, latent):
     video = list(vae.open_stream().decode_video(latent[:, :3]))
     pictures = list(vae.open_stream().decode(latent[:, :3]))
     assert all(np.array_equal(p, to_uint8(v).numpy()) for p, v in zip(pictures, video, strict=True))
-    windowed = vae.open_stream(windowed=True)
+    windowed = WindowedVaeStream(vae)
     for block in latent[:, :5].split([2, 3], dim=1):
         pictures = list(windowed.decode(block))
         assert len(pictures) == block.shape[1]

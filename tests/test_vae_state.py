@@ -21,8 +21,7 @@ from liveact.vae import ops as vae_ops
 from liveact.vae.layers import Encoder, FrameAttention
 from liveact.vae.ops import TorchOps
 from liveact.vae.state import CausalState, EncoderState
-from liveact.vae.stream import VaeStream
-from liveact.vae.vae import Vae
+from liveact.vae.vae import Vae, VaeStream
 from liveact.vae.windowed import WindowedVaeStream
 from reference import VAEStream
 from tests.conftest import relative_error
@@ -158,7 +157,7 @@ def test_close_frees_the_memory(vae, decoder_type):
 
 def test_a_window_keeps_three_latent_frames(vae):
     """And not what they were cut out of."""
-    decoder = vae.open_stream(windowed=True)
+    decoder = WindowedVaeStream(vae)
     video(decoder, latents_of(8))
     assert decoder._context is not None
     assert torch.equal(decoder._context, latents_of(8)[:, 5:])

@@ -21,8 +21,7 @@ import torch
 from liveact.checkpoint.random import random_vae
 from liveact.checkpoint.tensors import PthTensors
 from liveact.vae.queue import DecodeQueue, RecordedCall
-from liveact.vae.stream import VaeStream
-from liveact.vae.vae import Vae
+from liveact.vae.vae import Vae, VaeStream
 
 LATENTS = torch.randn(16, 12, 2, 2, generator=torch.Generator().manual_seed(1))
 

@@ -36,7 +36,8 @@ from liveact.session.session import Session
 from liveact.session.timeline import Timeline
 from liveact.session.workers import Pipeline
 from liveact.vae.condition import condition_on
-from liveact.vae.vae import Vae
+from liveact.vae.vae import Vae, VaeStream
+from liveact.vae.windowed import WindowedVaeStream
 
 VAE_DECODES = ("streaming", "windowed")
 CACHED_PROMPTS = 64
@@ -201,7 +202,7 @@ class Engine:
         stream.set_image(*self.encode_picture(picture, stream.clock))
         pipeline = Pipeline(
             stream=stream,
-            decoder=self.vae.open_stream(windowed=vae_decode == "windowed"),
+            decoder=(VaeStream if vae_decode == "streaming" else WindowedVaeStream)(self.vae),
             open_audio=lambda: AudioFrontEnd(
                 self._audio_encoder, rate, stream.clock, mode=audio_mode
             ),

@@ -93,7 +93,7 @@ def conditioning(
 def _random_y(
     config: _core.ModelConfig, size: tuple[int, int], generator: torch.Generator
 ) -> Tensor:
-    """As of an image: the mask of the first latent frame; one picture, then one grey for all."""
+    """What an image gives: the mask of the first latent frame; a picture, then one grey for all."""
     channels = config.in_dim - config.out_dim
     frames = RELEASED_SLOTS.total
     height, width = latent_size(size)

@@ -34,6 +34,7 @@ from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError
 from liveact.files import whole_file
 from liveact.vae.vae import Vae
+from liveact.vae.windowed import WindowedVaeStream
 
 PARTS = ("dit", "vae", "encoders")
 EDITED_BLOCK = 3  # made with `text_edit` where that is present
@@ -199,7 +200,7 @@ def _replay_vae(checkpoint: Path, given: Tensors, devices: Devices) -> dict[str,
         latent = _take(given, "latent", (1, 16, None, None, None))[0]
         pieces = vae.open_stream().decode_video(latent)
         results["decode_stream"] = torch.cat([p.cpu() for p in pieces], dim=1)[None]
-        windowed = vae.open_stream(windowed=True)
+        windowed = WindowedVaeStream(vae)
         first, later = RELEASED_SLOTS.context, RELEASED_SLOTS.current
         counts = [first] + [later] * ((latent.shape[1] - first) // later)
         if sum(counts) == latent.shape[1]:

@@ -151,9 +151,9 @@ class TextEncoder:
 
 
 def clean_prompt(prompt: str) -> str:
-    """As the released code cleans it: wrongly decoded text repaired, curly quotes straightened and
-    full-width letters narrowed (`ftfy.fix_text`), HTML entities (also doubly escaped ones)
-    resolved, runs of whitespace to one blank, ends cut."""
+    """A prompt as the released tokenizer cleans it: wrongly decoded text repaired, curly quotes
+    straightened and full-width letters narrowed (`ftfy.fix_text`), HTML entities (also doubly
+    escaped ones) resolved, runs of whitespace to one blank, ends cut."""
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 

@@ -46,7 +46,7 @@ def read_image(path: Path | str, size: tuple[int, int]) -> torch.Tensor:
 
 
 def fit_image(pixels: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-    """The same for a portrait in memory: uint8 [H, W, 3] RGB."""
+    """The portrait in memory, uint8 [H, W, 3] RGB → what `read_image` makes of a file."""
     check_size(*size)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise InputError(

@@ -27,7 +27,7 @@ from liveact.session.queue import ClosedError
 from liveact.session.state import Latent, SessionState, Turn
 from liveact.session.timeline import Timeline
 from liveact.session.utterance import Utterance
-from liveact.vae.stream import VaeStream
+from liveact.vae.vae import VaeStream
 
 
 @dataclass(frozen=True)

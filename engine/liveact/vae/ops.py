@@ -274,7 +274,7 @@ class KernelOps(TorchOps):
         gamma: torch.Tensor | None = None,
         keep: bool = False,
     ) -> torch.Tensor | None:
-        """As `TorchOps.settle`, in one kernel."""
+        """What `TorchOps.settle` does, in one kernel."""
         t, height, width, channels = shape = x.shape
         if x.bias is None and x.skip is None and gamma is None:
             return super().settle(x, target, gamma, keep)
@@ -306,7 +306,7 @@ class KernelOps(TorchOps):
         return kept if kept is not None else target
 
     def convolve(self, conv: CausalConv3d, window: torch.Tensor) -> Pending:
-        """As `TorchOps.convolve`; a picture gets padding channels."""
+        """window [past + t, H, W, C] → [t / stride, H, W, C']; a picture gets padding channels."""
         if conv.weight.shape[0] >= _PICTURE_ROW:
             return super().convolve(conv, window)
         missing = _PICTURE_ROW - conv.weight.shape[0]
@@ -320,12 +320,12 @@ class KernelOps(TorchOps):
         )
 
     def video(self, x: Pending) -> torch.Tensor:
-        """As `TorchOps.video`."""
+        """The result of the last convolution → [3, t, H, W] fp32."""
         assert x.bias is not None
         return (x.value[..., : len(x.bias)].float() + x.bias).permute(3, 0, 1, 2)
 
     def pictures(self, x: Pending) -> torch.Tensor:
-        """As `TorchOps.pictures`, in one kernel."""
+        """The result of the last convolution → uint8 [t, H, W, 3], in one kernel."""
         t, height, width, _ = x.value.shape
         out = torch.empty(t, height, width, 3, dtype=torch.uint8, device=x.value.device)
         self._launch("to_pictures.bf16", value=x.value, bias=x.bias, out=out, size=out.numel())

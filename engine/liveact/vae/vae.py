@@ -15,22 +15,26 @@ released model (base width 96) and a small one load alike.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from liveact.blocks import SPATIAL_STRIDE, TEMPORAL_STRIDE
 from liveact.checkpoint.tensors import FLOATS, PthTensors, assign_tensors, check_tensors, load_pth
-from liveact.errors import InputError
-from liveact.vae.layers import Decoder, Downsample, Encoder, ResidualBlock, Upsample
-from liveact.vae.ops import KernelOps, Launch, TorchOps, without_tf32
-from liveact.vae.queue import DecodeQueue
-from liveact.vae.state import EncoderState
-from liveact.vae.stream import LATENT_CHANNELS, VaeStream
-from liveact.vae.windowed import WindowedVaeStream
+from liveact.errors import InputError, LiveActError
+from liveact.vae.layers import Decoder, Encoder
+from liveact.vae.ops import KernelOps, Launch, Pending, TorchOps, without_tf32
+from liveact.vae.queue import DecodeQueue, RecordedCall
+from liveact.vae.state import CausalState, EncoderState
+from liveact.vae.weights import read_levels, released_name
 
-_MAX_CHANNELS = 2**14  # no width beyond this is believed; the released model has 384
+LATENT_CHANNELS = 16
+MAX_FRAMES_PER_CALL = 8
 
 # Normalised latent = (latent − mean) / std, per channel.
 # fmt: off
@@ -43,21 +47,6 @@ _LATENT_STD = (
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )
 # fmt: on
-
-# Parts of our module names → the released ones, replaced in this order (`conv1` of a residual
-# block has to go before `conv_in` takes that name).
-_RELEASED_NAMES = {
-    ".norm1.": ".residual.0.",
-    ".conv1.": ".residual.2.",
-    ".norm2.": ".residual.3.",
-    ".conv2.": ".residual.6.",
-    ".resize.": ".resample.1.",
-    ".conv_in.": ".conv1.",
-    ".norm_out.": ".head.0.",
-    ".conv_out.": ".head.2.",
-    "to_moments.": "conv1.",
-    "from_latent.": "conv2.",
-}
 
 
 class Vae(nn.Module):
@@ -106,13 +95,13 @@ class Vae(nn.Module):
     ) -> Vae:
         """The VAE of tensors with the released names, its sizes read off their shapes."""
         with torch.device("meta"):
-            levels = _read_levels(tensors, "encoder.conv1.weight", "encoder.downsamples")
+            levels = read_levels(tensors, "encoder.conv1.weight", "encoder.downsamples")
             encoder = Encoder(3, 2 * LATENT_CHANNELS, *levels)
-            levels = _read_levels(tensors, "decoder.conv1.weight", "decoder.upsamples")
+            levels = read_levels(tensors, "decoder.conv1.weight", "decoder.upsamples")
             decoder = Decoder(LATENT_CHANNELS, 3, *levels)
             vae = cls(encoder, decoder)
         shapes = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
-        released = {name: _released_name(name) for name in shapes}
+        released = {name: released_name(name) for name in shapes}
         expected = {released[name]: shape for name, shape in shapes.items()}
         check_tensors(tensors, expected, FLOATS, "VAE", ("encoder.", "decoder."))
         found = {name: tensors[released[name]] for name in shapes}
@@ -173,18 +162,13 @@ class Vae(nn.Module):
         latents = mean.permute(3, 0, 1, 2).unsqueeze(0)  # [1, 16, 1 + k, H/8, W/8]
         return ((latents - self._mean) / self._std).contiguous()
 
-    def open_stream(self, frames_per_call: int = 1, *, windowed: bool = False) -> VaeStream:
+    def open_stream(self, frames_per_call: int = 1) -> VaeStream:
         """The decoder of a new session.
 
-        Args:
-            frames_per_call: latent frames that go through the decoder at a time. More make larger
-                convolutions, and the first frames of a block later.
-            windowed: decode as the released pipeline does (`WindowedVaeStream`), one latent frame
-                at a time.
-
-        Raises InputError.
+        frames_per_call: latent frames that go through the decoder at a time. More make larger
+        convolutions, and the first frames of a block later. Raises InputError.
         """
-        return WindowedVaeStream(self) if windowed else VaeStream(self, frames_per_call)
+        return VaeStream(self, frames_per_call)
 
     def stream_bytes(
         self,
@@ -204,50 +188,162 @@ class Vae(nn.Module):
         return self._ops.linear(self.from_latent, frames)
 
 
-def _released_name(name: str) -> str:
-    """The released name of one of our parameters."""
-    for ours, released in _RELEASED_NAMES.items():
-        name = name.replace(ours, released)
-    return name
+class VaeStream:
+    """Decodes block after block of one session with all caches kept: exact, no seams, nothing
+    twice. Made by `Vae.open_stream`, used by one thread at a time.
 
+    Splitting the latents over several calls changes nothing.
 
-def _read_levels(tensors: PthTensors, conv_in: str, prefix: str) -> tuple[int, nn.ModuleList]:
-    """Width of the first convolution and the blocks under `prefix`, read off names and shapes.
-
-    The sizes of the blocks that the names and shapes do not agree on are caught afterwards, when
-    every shape is compared with the module built here.
+    Attributes:
+        frames_per_call: latent frames that go through the decoder at a time, after the first.
+        latent_size: (h, w) of the stream; None before the first latents.
     """
-    width = first_width = _channels_out(tensors, conv_in)
-    names = [name.removeprefix(prefix + ".") for name in tensors if name.startswith(prefix + ".")]
-    count = len({name.split(".")[0] for name in names})
-    levels = nn.ModuleList()
-    resizes = temporal_resizes = 0
-    for i in range(count):
-        if any(name.startswith(f"{i}.resample.") for name in names):
-            temporal = any(name.startswith(f"{i}.time_conv.") for name in names)
-            down = prefix.startswith("encoder")
-            levels.append((Downsample if down else Upsample)(width, temporal))
-            width = width if down else width // 2
-            resizes, temporal_resizes = resizes + 1, temporal_resizes + temporal
-        else:
-            channels = _channels_out(tensors, f"{prefix}.{i}.residual.2.weight")
-            levels.append(ResidualBlock(width, channels))
-            width = channels
-    if (2**resizes, 2**temporal_resizes) != (SPATIAL_STRIDE, TEMPORAL_STRIDE):
-        raise InputError(
-            f"{tensors.source}: VAE: expected under '{prefix}.' a stride of {SPATIAL_STRIDE} in "
-            f"space and {TEMPORAL_STRIDE} in time, found {2**resizes} and {2**temporal_resizes}"
-        )
-    return first_width, levels
+
+    def __init__(self, vae: Vae, frames_per_call: int = 1) -> None:
+        if not 1 <= frames_per_call <= MAX_FRAMES_PER_CALL:
+            raise InputError(
+                f"frames_per_call: expected 1 to {MAX_FRAMES_PER_CALL}, found {frames_per_call}"
+            )
+        self._vae = vae
+        self.frames_per_call = frames_per_call
+        self.latent_size: tuple[int, int] | None = None
+        self._state = CausalState(vae.decoder_ops)
+        self._recorded: dict[int, RecordedCall] = {}  # latent frames of a call → its CUDA graph
+        self._in_call = False
+
+    def decode(self, latents: torch.Tensor) -> Iterator[npt.NDArray[np.uint8]]:
+        """The pictures of the next latent frames, call after call.
+
+        On a CPU each call is made when its piece is asked for; abandoning the iterator leaves the
+        stream after the last piece taken. On a GPU all calls are enqueued, each with its copy to
+        the host behind it, before the first piece is waited for; an iterator abandoned then leaves
+        the stream after all of them.
+
+        Args:
+            latents: [16, n, h, w], normalised; any format, layout and device.
+
+        Returns:
+            An iterator over pieces, each [4·t, 8·h, 8·w, 3] uint8 RGB for t latent frames, the
+            caller's to keep; the very first piece of a video is one picture.
+
+        Raises InputError for latents of another form or size than before, LiveActError after a call
+        that failed.
+        """
+        self._enter(latents)
+        queue = self._vae.queue
+        if queue is not None:
+            return queue.decode(latents, self._calls, self._enqueue)
+        return (self._pictures(part).numpy() for part in self._calls(latents))
+
+    def decode_video(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The next latent frames as video before it is made of pictures.
+
+        Returns:
+            An iterator over pieces [3, 4·t, 8·h, 8·w] float32, not clamped to [−1, 1]; each call is
+            made when its piece is asked for.
+
+        Arguments and errors are those of `decode`.
+        """
+        self._enter(latents)
+        return self._videos(latents)
+
+    def reset(self) -> None:
+        """The next latent frame is the first of a new video, which may be of another size."""
+        self._state.started = self._in_call = False
+        self.latent_size = None
+        with self._turn():
+            self._state.clear()
+
+    def close(self) -> None:
+        """Frees the memory. Latents may follow, of a new video."""
+        self._free()
+        self.reset()
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the buffers, in bytes; the same from the first frame of a video on."""
+        return self._state.size_bytes
+
+    # ------------------------------------------------------------------------------ inside
+
+    def _enter(self, latents: torch.Tensor) -> None:
+        size = size_of(latents)
+        if self.latent_size not in (None, size):
+            raise InputError(
+                f"latents: expected height and width {self.latent_size} as before, found {size}"
+            )
+        self._check_whole()
+        if self.latent_size is None:
+            self._open(size)
+
+    def _open(self, latent_size: tuple[int, int]) -> None:
+        """Allocates everything for latents of this size, unless it is there already."""
+        plan = self._vae.decoder.plan(self.frames_per_call, *latent_size)
+        if not self._state.fits(plan):
+            self._free()  # first, so that the old buffers are not held beside the new ones
+            with self._turn():
+                self._state.allocate(plan, self._vae.device)
+        self.latent_size = latent_size
+
+    def _free(self) -> None:
+        with self._turn():
+            self._recorded.clear()
+            self._state.release()
+
+    def _turn(self) -> AbstractContextManager[None]:
+        """Where memory is made and changed: torch reuses it in the order of a CUDA stream."""
+        return nullcontext() if self._vae.queue is None else self._vae.queue.turn()
+
+    def _calls(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """latents [16, n, h, w] → the parts [16, t, h, w] of the decoder's calls; to be taken one
+        by one, as each call has to know whether there was one before."""
+        start = 0
+        while start < latents.shape[1]:
+            stop = start + (self.frames_per_call if self._state.started else 1)
+            yield latents[:, start:stop]
+            start = stop
+
+    def _videos(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        queue, ops = self._vae.queue, self._vae.decoder_ops
+        for part in self._calls(latents):
+            with nullcontext() if queue is None else queue.turn(part):
+                video = ops.video(self._run(part))
+            yield video if queue is None else queue.hand_over(video)
+
+    def _pictures(self, part: torch.Tensor) -> torch.Tensor:
+        """part [16, t, h, w] → uint8 [4·t, 8·h, 8·w, 3]."""
+        return self._vae.decoder_ops.pictures(self._run(part))
+
+    def _enqueue(self, part: torch.Tensor) -> torch.Tensor:
+        """`_pictures` on the current CUDA stream, as a graph where it repeats."""
+        if not self._state.started:  # once per video, and not like the others
+            return self._pictures(part)
+        frames = part.shape[1]
+        if frames not in self._recorded:
+            buffer = torch.empty(part.shape, device=self._vae.device)
+            self._recorded[frames] = RecordedCall(buffer)
+        return self._recorded[frames](part, self._pictures)
+
+    @torch.no_grad()
+    def _run(self, part: torch.Tensor) -> Pending:
+        """One call of the decoder: part [16, t, h, w] → what its last convolution leaves."""
+        self._check_whole()
+        self._in_call = True
+        result: Pending = self._vae.decoder(self._vae.decoder_input(part), self._state)
+        self._in_call = False
+        return result
+
+    def _check_whole(self) -> None:
+        """Raises LiveActError after a call that failed half way: some convolutions remember its
+        frames, the others those before."""
+        if self._in_call:
+            raise LiveActError("decoder: expected a reset after a failed call, found none")
 
 
-def _channels_out(tensors: PthTensors, name: str) -> int:
-    """Output channels of the 3D convolution whose weight has this name."""
-    shape = tensors.shape(name) if name in tensors else None
-    if shape is None or len(shape) != 5 or not 2 <= shape[0] <= _MAX_CHANNELS:
-        found = "none of this name" if shape is None else f"shape {list(shape)}"
+def size_of(latents: torch.Tensor) -> tuple[int, int]:
+    """(h, w) of latents [16, n, h, w]; InputError if they are not of this form."""
+    if latents.dim() != 4 or latents.shape[0] != LATENT_CHANNELS or 0 in latents.shape:
         raise InputError(
-            f"{tensors.source}: VAE: expected tensor {name!r} of shape "
-            f"[2..{_MAX_CHANNELS}, _, _, _, _], found {found}"
+            f"latents: expected [{LATENT_CHANNELS}, n, h, w], found {list(latents.shape)}"
         )
-    return shape[0]
+    return latents.shape[2], latents.shape[3]

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from liveact.errors import InputError
-from liveact.vae.stream import VaeStream, size_of
-
-if TYPE_CHECKING:
-    from liveact.vae.vae import Vae
+from liveact.vae.vae import Vae, VaeStream, size_of
 
 CONTEXT = 3  # latent frames
 
