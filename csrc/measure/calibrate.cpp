@@ -217,24 +217,36 @@ void CalibrationOps::update_memory(std::span<const SlotUpdate> table, const Comp
                         staging_.memory(staging, v_scale), shadow.segment.memory(context, v_scale));
 }
 
-// By what its ops recognise a product: the first part of each of its weights; attention, which has
-// none, by the gain of q.
+// The linears that have the format of a product; attention has none.
+struct ProductLinears {
+  DType LayerPrecision::* format;
+  std::array<Linear Layer::*, 4> linears;  // null after the last
+};
+using P = LayerPrecision;
+constexpr ProductLinears kProductLinears[] = {
+    {&P::self_qkv, {&Layer::self_qkv}},
+    {&P::self_o, {&Layer::self_o}},
+    {&P::cross_q, {&Layer::cross_q}},
+    {&P::cross_kv, {&Layer::text_k, &Layer::text_v, &Layer::image_k, &Layer::image_v}},
+    {&P::cross_o, {&Layer::cross_o}},
+    {&P::audio_q, {&Layer::audio_q}},
+    {&P::audio_o, {&Layer::audio_o}},
+    {&P::ffn_up, {&Layer::ffn_up}},
+    {&P::ffn_down, {&Layer::ffn_down}},
+};
+static_assert(std::size(kProductLinears) == kProducts.size() - 1);
+
+// By what its ops recognise a product: the first part of each weight; attention by the gain of q.
 std::vector<const void*> keys_of(const Product& product, const Layer& layer) {
-  using P = LayerPrecision;
-  if (product.format == &P::attention) return {layer.self_q_norm.gain};
-  if (product.format == &P::cross_kv) {
-    return {layer.text_k.weight.parts[0].data, layer.text_v.weight.parts[0].data,
-            layer.image_k.weight.parts[0].data, layer.image_v.weight.parts[0].data};
+  std::vector<const void*> keys;
+  for (const auto& [format, linears] : kProductLinears) {
+    if (format != product.format) continue;
+    for (Linear Layer::* linear : linears) {
+      if (linear != nullptr) keys.push_back((layer.*linear).weight.parts[0].data);
+    }
   }
-  constexpr std::pair<DType P::*, Linear Layer::*> kLinears[] = {
-      {&P::self_qkv, &Layer::self_qkv}, {&P::self_o, &Layer::self_o},
-      {&P::cross_q, &Layer::cross_q},   {&P::cross_o, &Layer::cross_o},
-      {&P::audio_q, &Layer::audio_q},   {&P::audio_o, &Layer::audio_o},
-      {&P::ffn_up, &Layer::ffn_up},     {&P::ffn_down, &Layer::ffn_down}};
-  for (const auto& [format, linear] : kLinears) {
-    if (format == product.format) return {(layer.*linear).weight.parts[0].data};
-  }
-  detail::fail("calibrate: expected a product of a layer, found ", product.name);
+  if (keys.empty()) keys.push_back(layer.self_q_norm.gain);
+  return keys;
 }
 
 }  // namespace
