@@ -24,7 +24,10 @@ class CpuDevice final : public Device {
  public:
   CpuDevice();
   const char* name() const override { return "cpu"; }
-  DeviceFormats formats() const override { return {.host_weights = true}; }
+  // The memory of V is the GPU's: what a session takes there is counted on this device.
+  DeviceFormats formats() const override {
+    return {.host_weights = true, .value_multiple = kValueStride};
+  }
   void* allocate(int64_t bytes) override;
   void release(void* pointer) override;
   int64_t allocated_bytes() const override { return allocated_bytes_; }
