@@ -24,9 +24,9 @@ class CpuDevice final : public Device {
  public:
   CpuDevice();
   const char* name() const override { return "cpu"; }
-  // The memory of V is the GPU's: what a session takes there is counted on this device.
+  // V has the cuda backend's padding: what a session takes on a GPU is counted on this device.
   DeviceFormats formats() const override {
-    return {.host_weights = true, .value_multiple = kValueStride};
+    return {.host_weights = true, .value_multiple = 128};
   }
   void* allocate(int64_t bytes) override;
   void release(void* pointer) override;
