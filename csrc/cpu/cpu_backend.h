@@ -25,9 +25,7 @@ class CpuDevice final : public Device {
   CpuDevice();
   const char* name() const override { return "cpu"; }
   // V has the cuda backend's padding: what a session takes on a GPU is counted on this device.
-  DeviceFormats formats() const override {
-    return {.host_weights = true, .value_multiple = 128};
-  }
+  DeviceFormats formats() const override { return {.host_weights = true, .value_multiple = 128}; }
   void* allocate(int64_t bytes) override;
   void release(void* pointer) override;
   int64_t allocated_bytes() const override { return allocated_bytes_; }
