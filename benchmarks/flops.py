@@ -7,7 +7,7 @@ the memory's 5-tap filter are below 0.1 % of it and move bytes, not FLOP. Two co
 - `engine_block`: what this runtime computes in a steady block.
 - `plain_block`: what the released way computes (reference/dit.py): keys of text, image and
   audio anew at every step, padding attended to row by row. torch's own counter, run over the plain
-  model, must give exactly this number (tests/test_bench_flops.py).
+  model, must give exactly this number (tests/bench/test_flops.py).
 
 The difference is work left out, so FLOP per second of both must not be compared; milliseconds may.
 """

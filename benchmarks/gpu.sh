@@ -68,7 +68,7 @@ stage install bash -c install || failed=1
 stage build bash -c build || exit 1 # nothing below means anything without it
 stage doctor python3 -m liveact doctor || failed=1
 # The products first: without one of their kinds no stream opens.
-stage products env CUBLASLT_LOG_LEVEL=1 python3 -m pytest -m gpu -q -rs tests/test_gpu_products.py ||
+stage products env CUBLASLT_LOG_LEVEL=1 python3 -m pytest -m gpu -q -rs tests/gpu/test_gpu_products.py ||
   failed=1
 bench=(python3 -m benchmarks)
 model=(--device cuda:0 --random-weights released --size 512x512 --precision fp8)
@@ -83,8 +83,7 @@ stage session "${bench[@]}" session "${model[@]}" --minutes 0.3 --json "$out/ses
 # Both kernels of self-attention, of which the engine packages the first (docs/attention.md). Last and
 # with a limit of its own: the second has never run, and may hang.
 stage hopper timeout --kill-after=5 60 python3 -m pytest -m gpu -q -rs -k "hopper or two_fp8_kernels" || failed=1
-stage attention env PYTHONPATH=. timeout --kill-after=5 60 \
-  python3 tests/kernels/attention/attention_gpu.py || failed=1
+stage attention timeout --kill-after=5 60 python3 -m tests.support.kernels.attention_gpu || failed=1
 echo
 cat "$out/summary.txt"
 echo "took $SECONDS s"

@@ -1,18 +1,31 @@
-"""Fixtures shared by all tests: where the recordings are, how relative error is measured."""
+"""What tests of several rooms share, and the order in which they run."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+# Before anything loads OpenMP. The models here are tiny: threads that spin for one another are most
+# of the time, and workers that share the cores need no more than one each.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-GOLDEN = REPOSITORY.parent / "shared" / "golden"
+from tests.support import builds
+from tests.support.cli import run, wav
+from tests.support.paths import GOLDEN
+
+__all__ = ["run", "wav"]  # fixtures
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is slow first, so that no worker is left with it when the others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +45,7 @@ def load_golden(golden: Path):
 @pytest.fixture(scope="session")
 def compiled_kernels() -> Path:
     """The GPU kernels compiled for sm_90a; only what changed is compiled again."""
-    pytest.importorskip("triton", reason="triton compiles the GPU kernels; it is not installed")
-    folder = REPOSITORY / "build" / "kernels"
-    command = [sys.executable, "-m", "triton_kernels.compile", "--arch", "sm_90a", "--out", folder]
-    subprocess.run(command, check=True, cwd=REPOSITORY)
-    return folder
+    return builds.compiled_kernels()
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +55,3 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """‖actual − expected‖ / ‖expected‖ over the whole tensor, in float64."""
-    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {expected.shape}"
-    actual, expected = actual.double(), expected.double()
-    return ((actual - expected).norm() / expected.norm()).item()

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import REPOSITORY
+
 FOLDER = Path(__file__).resolve().parent / "interpreted"
-REPOSITORY = FOLDER.parents[2]
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("test_*.py")))
@@ -26,6 +27,10 @@ def test_under_the_interpreter(file: str) -> None:
         "--tb=short",
         "-p",
         "no:warnings",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:cacheprovider",
     ]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)

@@ -6,7 +6,8 @@ The counts are of one warp's loop body: 64 queries of 4 warps, so 16 × 128 scor
 from __future__ import annotations
 
 import pytest
-from attention_compile import SPECS, compile_kernel, histogram
+
+from tests.support.kernels.attention_compile import SPECS, compile_kernel, histogram
 
 # Shared memory that a block may have, and registers of an SM.
 SHARED_BYTES = {

@@ -6,8 +6,14 @@ import math
 
 import pytest
 import torch
-from attention_cases import BF16_STEP, F32_LOGIT_ERROR, HEAD_DIM, interpret, launch_of
 
+from tests.support.kernels.attention_cases import (
+    BF16_STEP,
+    F32_LOGIT_ERROR,
+    HEAD_DIM,
+    interpret,
+    launch_of,
+)
 from triton_kernels import audio_attention, cross_attention
 
 HEADS = 2

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_cases import BF16_STEP, F32_LOGIT_ERROR, TENSOR_CORE_LOGIT_ERROR
-from attention_compile import SPECS
-from attention_gpu import architecture, released_size, run
-from test_attention_self import CASES
+
+from tests.support.kernels.attention_cases import (
+    BF16_STEP,
+    F32_LOGIT_ERROR,
+    TENSOR_CORE_LOGIT_ERROR,
+)
+from tests.support.kernels.attention_compile import SPECS
+from tests.support.kernels.attention_gpu import architecture, released_size, run
+from tests.support.kernels.attention_self_cases import CASES
 
 ARCH = architecture()
 HOPPER = "self_attention.f8.hopper"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.kernel_cases import KernelCase, cases, make_values
-from tests.kernels.core_ops import core
-from tests.kernels.interpreter import launch
+from tests.support.kernels.core_ops import core
+from tests.support.kernels.interpreter import launch
 
 
 def ids(case: KernelCase) -> str:

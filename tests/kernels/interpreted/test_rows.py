@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernel_cases import KernelCase, cases, make_values
-from tests.kernels import reference
-from tests.kernels.core_ops import core
-from tests.kernels.interpreter import f8_from_f32, launch
+from tests.support.kernels import reference
+from tests.support.kernels.core_ops import core
+from tests.support.kernels.interpreter import f8_from_f32, launch
 
 EPS = 1e-6
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +14,10 @@ from liveact.vae.ops import KernelOps, Pending, TorchOps
 from liveact.vae.queue import RecordedCall
 from liveact.vae.vae import Vae
 from reference import to_uint8
-from tests.kernels.interpreter import launch
+from tests.support import paths
+from tests.support.kernels.interpreter import launch
 
-GOLDEN = Path(__file__).resolve().parents[4] / "shared" / "golden" / "vae"
+GOLDEN = paths.GOLDEN / "vae"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="no recordings beside the checkout")
 
 
@@ -163,8 +163,9 @@ def test_decodes_as_recorded(vae: Vae, frames_per_call: int) -> None:
         return float((video - expected).norm() / expected.norm())
 
     plain = Vae.load(GOLDEN / "Wan2.1_VAE.pth")
-    plain._decoder_ops = TorchOps(torch.bfloat16)
+    plain.decoder_ops = TorchOps(torch.bfloat16)
     bound = error(plain)
+    assert bound > 1e-3, "expected the error of bf16"
     assert 1e-3 < error(vae) < 2 * bound
 
 
@@ -182,7 +183,7 @@ def test_every_layer_is_one_launch(vae: Vae, recorder: Recorder) -> None:
     recorder.calls.clear()
     list(decoder.decode(latent[:, 3:4]))
     assert [name for name, _ in first] == [name for name, _ in recorder.calls]
-    buffers = {b[c.past_frames :].data_ptr() for c, b in decoder.state._buffers.items()}
+    buffers = {b[c.past_frames :].data_ptr() for c, b in decoder._state._buffers.items()}
 
     def into_buffers(calls: list[tuple[str, int | None]]) -> list[int]:
         return [at for _, at in calls if at in buffers]

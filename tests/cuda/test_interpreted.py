@@ -1,0 +1,110 @@
+"""The CUDA backend computes what the CPU backend computes, shown without a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from tests.support.compare import relative_error
+from tests.support.cuda.fake import FakeCuda
+from tests.support.paths import REPOSITORY
+from tests.support.pipeline import demo_checkpoint, speech, write_wav
+
+
+@pytest.mark.parametrize(
+    ("precision", "blocks", "guidance", "graphs"),
+    # Blocks 0 and 1 run eagerly, the steps of block 2 are captured, block 3 replays them.
+    [("fp8", 4, 1.0, 6), ("bf16", 2, 1.5, 0)],
+)
+def test_cuda_backend_under_the_interpreter(
+    tmp_path: Path,
+    compiled_kernels: Path,
+    precision: str,
+    blocks: int,
+    guidance: float,
+    graphs: int,
+) -> None:
+    """Every launch by Triton's interpreter, with the arguments the C++ launcher passed.
+
+    Both backends quantise the same values in the same way, but sum in another order, so codes flip
+    here and there. Bound: the distance to fp32 is at most twice that of the CPU backend in the same
+    precision. A wrong argument, layout or order is many times that.
+    """
+    fake = FakeCuda.copy_into(tmp_path)
+    out = tmp_path / "out.safetensors"
+    command = [sys.executable, "-m", "tests.support.cuda.interpreted_run", fake.path]
+    command += [str(compiled_kernels), precision, str(blocks), str(guidance), str(out)]
+    result = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    with safe_open(out, "pt") as file:
+        metadata = file.metadata()
+    results = load_file(out)
+    names = [name.removeprefix("cuda.") for name in results if name.startswith("cuda.")]
+    for name in names:
+        exact = results[f"fp32.{name}"]
+        cuda = relative_error(results[f"cuda.{name}"], exact)
+        cpu = relative_error(results[f"cpu.{name}"], exact)
+        assert 0 < cuda <= 2 * cpu, f"{name}: cuda differs from fp32 by {cuda}, cpu by {cpu}"
+    assert len(names) == blocks + 2
+    assert int(metadata["graphs"]) == graphs
+    assert "self_attention." + ("f8" if precision == "fp8" else "bf16") in metadata["launched"]
+
+
+def test_generate_on_a_cuda_device(tmp_path: Path, compiled_kernels: Path) -> None:
+    """The main job from the command line to the mp4, every launch by the interpreter.
+
+    Bound: the pictures are at most twice as far from those of fp32 as the CPU's in fp8 are.
+    """
+    fake = FakeCuda.copy_into(tmp_path)
+    audio = write_wav(tmp_path / "speech.wav", speech(1.1))  # ⌊1.1 · 20 / 32⌋ + 1 = 1 block
+
+    def generate(name: str, command: list[str]) -> tuple[torch.Tensor, str]:
+        out = tmp_path / name
+        command += [
+            "--checkpoint",
+            str(demo_checkpoint()),
+            "--audio",
+            str(audio),
+            "--out",
+            str(out),
+        ]
+        command += ["--image", str(REPOSITORY / "examples" / "portrait.png"), "--size", "32x32"]
+        environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", *command, "--prompt", "A person is speaking."],
+            cwd=REPOSITORY,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        with av.open(str(out)) as file:
+            frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+        return torch.from_numpy(np.stack(frames)).float(), done.stdout
+
+    cli = ["liveact", "generate", "--device", "cpu", "--precision"]
+    exact, _ = generate("fp32.mp4", [*cli, "fp32"])
+    cpu, _ = generate("fp8.mp4", [*cli, "fp8"])
+    fake_cuda = ["tests.support.cuda.interpreted_generate", fake.path, str(compiled_kernels)]
+    cuda, output = generate("cuda.mp4", fake_cuda)
+    assert cuda.shape == cpu.shape == exact.shape == (21, 32, 32, 3)
+    assert "cuda:0, fp8; encoders on cpu, VAE on cpu" in output
+    assert "self_attention" in output and "update_memory" in output
+    assert 0 < (cuda - exact).norm() <= 2 * (cpu - exact).norm()
