@@ -44,7 +44,8 @@ def nothing_is_left(engine: Engine) -> Iterator[None]:
 
 
 def open_session(engine: Engine, **options: Any) -> Session:
-    options = {"size": (32, 32), "prompt": "A person.", "image": PORTRAIT} | options
+    defaults = {"size": (32, 32), "prompt": "A person.", "image": PORTRAIT, "max_backlog_s": 600}
+    options = defaults | options
     return engine.open_session(**options)
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from liveact.audio.front_end import AudioFrontEnd
+from liveact.audio.samples import as_float
 from liveact.blocks import FEATURE_REACH, BlockClock
 from liveact.errors import BacklogFull, InputError, LiveActError, SessionError
 from liveact.session.chunk import Chunk, Interruption
@@ -166,7 +167,8 @@ class SessionState:
             self._check_speaking()
             epoch = self._epoch
             utterance = self.utterances[-1]
-            utterance.audio.push(pcm[:0] if pcm.ndim else pcm, sample_rate_hz)  # the format
+            pcm = as_float(pcm)
+            utterance.audio.push(pcm[:0], sample_rate_hz)  # refuses a format that cannot be
             if not len(pcm):
                 return
             if timeout_s == 0 and self._space_s() * sample_rate_hz < len(pcm):
@@ -208,7 +210,7 @@ class SessionState:
                 return
             self._ended = True
             utterance = self.utterances[-1]
-            nothing_ever = utterance.number == 0 and self.next_block == 0
+            nothing_ever = not (utterance.number or self.next_block or self._epoch)
             try:
                 if utterance.begun or nothing_ever:
                     utterance.audio.end()
@@ -274,6 +276,7 @@ class SessionState:
                 utterance = self.utterances[0]
                 if not utterance.begun:
                     if self._ended:
+                        utterance.audio.num_blocks()  # raises where there was no audio at all
                         return None
                     deadline_s = self._idle_deadline_s()
                     if deadline_s is not None and deadline_s <= time.monotonic():
@@ -317,10 +320,14 @@ class SessionState:
         with self._lock:
             return not self._closed and self._error is None and turn.epoch != self._epoch
 
-    def trims(self, utterance: Utterance) -> bool:
-        """Whether nothing follows `utterance`: the film then ends with its sound."""
+    def end_of_film(self, turn: Turn, end_frame: int) -> int:
+        """`end_frame` of a block, or the frame after the last one where the film ends in it: with
+        the sound of its last utterance."""
         with self._lock:
-            return self._ended and utterance is self.utterances[-1]
+            last = turn.utterance
+            if turn.idle or not self._ended or last is not self.utterances[-1]:
+                return end_frame
+            return min(end_frame, last.end_frame or end_frame)
 
     def fail(self, error: BaseException) -> bool:
         """A worker ends with `error`: the first one is what the caller gets. False for what a

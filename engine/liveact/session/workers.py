@@ -154,13 +154,13 @@ class Workers:
         decoder's caches go on from there, but not delivered."""
         timeline, turn = self._pipeline.timeline, latent.turn
         frames_of_block = self._pipeline.stream.clock.video_frames(turn.block)
-        start, end = frames_of_block.start, frames_of_block.stop
+        start, end = frames_of_block.start, self._state.end_of_film(turn, frames_of_block.stop)
         pieces = self._pipeline.decoder.decode(latent.value)
         block_decode_ms = overlap_ms = 0.0
         first_picture_s = math.nan
         while start < end:
             with timeline.span("decode", turn.block, "decode worker") as span:
-                frames = next(pieces)
+                frames = next(pieces)[: end - start]
             if start == frames_of_block.start:
                 first_picture_s = time.monotonic() - latent.started_s
             block_decode_ms += span.duration_ms
@@ -183,16 +183,9 @@ class Workers:
         last_of_block: bool,
         timings: dict[str, float],
     ) -> Chunk | None:
-        """The frames from `start` of the session on, with their sound; None for what is not
-        delivered: once interrupted, and after the end of the film."""
-        utterance = turn.utterance
+        """The frames from `start` of the session on, with their sound; None once interrupted."""
+        utterance, stop = turn.utterance, start + len(frames)
         end = None if turn.idle else utterance.end_frame
-        if end is not None and self._state.trims(utterance):
-            frames = frames[: max(0, end - start)]
-            last_of_block = last_of_block or start + len(frames) == end
-            if not len(frames):
-                return None
-        stop = start + len(frames)
         try:
             pcm = self._silent(len(frames)) if turn.idle else utterance.pcm(start, stop)
         except SessionError:
