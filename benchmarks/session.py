@@ -89,7 +89,7 @@ class Feeder(threading.Thread):
                     due_s = self.started_s + (piece + 1) * PIECE_S
                     time.sleep(max(0.0, due_s - time.perf_counter()))
                 pcm = 0.1 * self._random.standard_normal(samples, np.float32)
-                self._session.push_audio(pcm, RATE_HZ, block=True)
+                self._session.push_audio(pcm, RATE_HZ, timeout_s=None)
             self._session.end_of_audio()
         except SessionError:
             pass  # it reaches whoever iterates

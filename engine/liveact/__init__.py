@@ -8,19 +8,21 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from liveact.errors import DeviceError, InputError, LiveActError, SessionError
+from liveact.errors import BacklogFull, DeviceError, InputError, LiveActError, SessionError
 
 if TYPE_CHECKING:
     from liveact.engine import Engine
-    from liveact.session.chunk import Chunk
+    from liveact.session.chunk import Chunk, Interruption
     from liveact.session.session import Session
 
 __version__ = version("liveact-engine")
 __all__ = [
+    "BacklogFull",
     "Chunk",
     "DeviceError",
     "Engine",
     "InputError",
+    "Interruption",
     "LiveActError",
     "Session",
     "SessionError",
@@ -30,6 +32,7 @@ _LAZY = {
     "Engine": "liveact.engine",
     "Session": "liveact.session.session",
     "Chunk": "liveact.session.chunk",
+    "Interruption": "liveact.session.chunk",
 }
 
 

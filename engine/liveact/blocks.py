@@ -88,9 +88,10 @@ class BlockClock:
         frames = self.video_frames(block)
         return range(frames.start - FEATURE_REACH, frames.stop + FEATURE_REACH)
 
-    def num_blocks(self, seconds: Fraction | float, fps: Fraction) -> int:
-        """Blocks of a clip: ⌊seconds · fps / 32⌋ + 1 with the released slots."""
-        return math.floor(seconds * fps / self.block_video_frames) + 1
+    def num_blocks(self, num_frames: int) -> int:
+        """Blocks that hold this many video frames, at least one."""
+        later = max(0, num_frames - self.first_video_frames)
+        return 1 - -later // self.block_video_frames
 
 
 RELEASED_CLOCK = BlockClock()
@@ -109,6 +110,12 @@ def exact_fps(fps: float | Fraction) -> Fraction:
     if not (math.isfinite(fps) and MIN_FPS <= fps <= MAX_FPS):
         raise InputError(f"fps: expected {MIN_FPS} to {MAX_FPS}, found {fps}")
     return Fraction(fps).limit_denominator(1001)
+
+
+def frames_of(num_samples: int, sample_rate_hz: int, fps: Fraction) -> int:
+    """Video frames that sound lasts: begun ones count, but for the length of one sample, which is
+    what rounding the start of a frame to a sample may cost."""
+    return max(1, math.ceil((num_samples - 1) * fps / sample_rate_hz))
 
 
 def check_size(width: int, height: int) -> None:

@@ -11,6 +11,7 @@ with engine.open_session(image="me.png", prompt="A person is speaking.") as sess
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from operator import attrgetter
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy.typing as npt
 import torch
 from cachetools import LRUCache, cachedmethod
 
+from liveact.audio.chain import SAMPLES_PER_FEATURE, SoundFormat
 from liveact.audio.front_end import AudioFrontEnd
 from liveact.blocks import RELEASED_CLOCK, BlockClock, check_size, exact_fps, latent_size
 from liveact.checkpoint.layout import VAE_FILE, WAV2VEC_DIRECTORY
@@ -33,6 +35,7 @@ from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError
 from liveact.media.image import fit_image, read_image
 from liveact.session.session import Session
+from liveact.session.state import least_backlog_s
 from liveact.session.timeline import Timeline
 from liveact.session.workers import Pipeline
 from liveact.vae.condition import condition_on
@@ -40,8 +43,13 @@ from liveact.vae.vae import Vae, VaeStream
 from liveact.vae.windowed import WindowedVaeStream
 
 VAE_DECODES = ("streaming", "windowed")
+IDLES = ("wait", "silence")
+BACKLOG_S = 3.0  # of audio that wait to be used, unless a session is opened with another limit
+IDLE_RATE_HZ = 48_000  # of the silence that comes before any sound
 CACHED_PROMPTS = 64
 CACHED_PICTURES = 16  # 6 MB each at 512×512
+CACHED_SILENCES = 8  # one for each length of a block
+SILENCE_FEATURES = 100  # heard before a silent block: 4 s, as of speech
 
 Portrait = str | Path | npt.NDArray[np.uint8]
 # features [tokens, image_dim] of the image encoder, y [20, slots, h, w]
@@ -77,6 +85,7 @@ class Engine:
         self._lock = threading.Lock()
         self._prompts: LRUCache[object, torch.Tensor] = LRUCache(CACHED_PROMPTS)
         self._pictures: LRUCache[object, EncodedPicture] = LRUCache(CACHED_PICTURES)
+        self._silences: LRUCache[object, torch.Tensor] = LRUCache(CACHED_SILENCES)
         self._check_widths()
 
     @classmethod
@@ -148,6 +157,14 @@ class Engine:
         features = self._image_encoder.encode(picture[None])[0]
         return features, condition_on(self.vae, picture, clock)
 
+    @cachedmethod(attrgetter("_silences"), lock=attrgetter("_lock"))
+    def silence_features(self, rows: int) -> torch.Tensor:
+        """What the audio encoder makes of silence: the last `rows` features of a long one, [rows,
+        layers, hidden]."""
+        features = rows + SILENCE_FEATURES
+        samples = torch.zeros(features * SAMPLES_PER_FEATURE)
+        return self._audio_encoder.encode(samples, features)[-rows:]
+
     def open_session(
         self,
         *,
@@ -160,6 +177,10 @@ class Engine:
         audio_guidance: float = 1.0,
         vae_decode: str = "streaming",
         audio_mode: Literal["stream", "whole"] = "stream",
+        idle: Literal["wait", "silence"] = "wait",
+        max_backlog_s: float | None = None,
+        sample_rate: int | None = None,
+        channels: int | None = None,
         trace: str | Path | None = None,
     ) -> Session:
         """A session: one portrait that speaks what is pushed.
@@ -174,17 +195,26 @@ class Engine:
             audio_guidance: 1 for none; above, the strength of the speech (half as fast).
             vae_decode: `streaming`, or `windowed` as in the released code.
             audio_mode: `stream`, or `whole` (see liveact.audio.front_end; nothing comes out before
-                `end_of_audio` then).
+                the end of an utterance then).
+            idle: what happens while nobody speaks. `wait`: nothing. `silence`: the person goes on
+                living, in blocks that are made just in time for a player that plays without a
+                pause; what of them was not taken when speech arrives is dropped.
+            max_backlog_s: how much audio may wait to be used; None: 3 s, more where blocks are
+                longer; no limit in mode `whole`.
+            sample_rate, channels: of the sound of the chunks; None: of the first audio (48 kHz,
+                mono, where idling comes before it).
             trace: a file for a Chrome JSON trace of every stage.
 
         Raises InputError.
         """
         check_size(*size)
         rate = exact_fps(fps)
+        output = SoundFormat(sample_rate or 0, channels or 0)
         policy = memory if isinstance(memory, MemoryPolicy) else MemoryPolicy(memory)
         for name, value, choices in (
             ("memory", policy.memory, MEMORIES),
             ("vae_decode", vae_decode, VAE_DECODES),
+            ("idle", idle, IDLES),
         ):
             if value not in choices:
                 raise InputError(f"{name}: expected {', '.join(choices)}, found {value!r}")
@@ -204,11 +234,22 @@ class Engine:
             stream=stream,
             decoder=(VaeStream if vae_decode == "streaming" else WindowedVaeStream)(self.vae),
             open_audio=lambda: AudioFrontEnd(
-                self._audio_encoder, rate, stream.clock, mode=audio_mode
+                self._audio_encoder, rate, stream.clock, mode=audio_mode, output=output
             ),
+            output=output,
+            silence=self.silence_features,
             encode_prompt=self.encode_prompt,
             fps=rate,
             noise=torch.Generator().manual_seed(seed),
             timeline=Timeline(Path(trace) if trace is not None else None),
         )
-        return Session(pipeline, text)
+        least_s = least_backlog_s(stream.clock, rate)
+        if max_backlog_s is None:
+            max_backlog_s = math.inf if audio_mode == "whole" else max(BACKLOG_S, 1.5 * least_s)
+        if not max_backlog_s >= least_s:
+            raise InputError(
+                f"max_backlog_s: expected {least_s:g} or more, found {max_backlog_s:g}"
+            )
+        if idle == "silence":
+            output.settle(IDLE_RATE_HZ, 1)
+        return Session(pipeline, text, max_backlog_s=max_backlog_s, idles=idle == "silence")

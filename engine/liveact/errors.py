@@ -13,5 +13,9 @@ class SessionError(LiveActError, RuntimeError):
     """A session that failed or was closed; `__cause__` holds the first error of its workers."""
 
 
+class BacklogFull(LiveActError, RuntimeError):
+    """More audio than a session holds; what was not taken may be pushed again later."""
+
+
 class DeviceError(LiveActError, RuntimeError):
     """A device that is asked for but not usable here (no driver, no such index, no memory)."""

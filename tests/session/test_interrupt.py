@@ -43,18 +43,14 @@ def speak_on(session: Session, seconds: float = 2.0) -> list[Chunk]:
     session.end_of_audio()
     chunks = take(session)
     assert chunks, "nothing came out"
-    start = chunks[0].pts
-    block = chunks[0].block
-    first_frame = 0 if block == 0 else 21 + 32 * (block - 1)
-    assert start == first_frame / 20, "the next block starts where the last one ended"
-    for a, b in itertools.pairwise(chunks):
-        assert b.pts == pytest.approx(a.pts + len(a.frames) / 20)
+    for before, after in itertools.pairwise(chunks):
+        assert after.pts == pytest.approx(before.pts + len(before.frames) / 20)
     sound = np.concatenate([chunk.pcm for chunk in chunks])
-    heard = min(len(sound), len(said))
-    assert (sound[:heard] == NEW).all() and not sound[heard:].any()
+    assert (sound[: len(said)] == NEW).all() and not sound[len(said) :].any()
     frames = sum(len(chunk.frames) for chunk in chunks)
-    blocks = int(seconds * 20) // 32 + 1
-    assert frames == (21 + 32 * (blocks - 1) if block == 0 else 32 * blocks)
+    assert frames == max(1, round(np.ceil(seconds * 20))), "as long as what was said, to a frame"
+    assert {chunk.utterance for chunk in chunks} == {chunks[0].utterance}
+    assert [chunk.last_of_utterance for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     return chunks
 
 
@@ -129,13 +125,12 @@ def test_interrupt_with_full_queues(engine: Engine) -> None:
 
 
 def test_interrupt_while_push_audio_waits(engine: Engine) -> None:
-    with open_session(engine, fps=100) as session:
-        session._state.utterance.audio._max_backlog_s = 4.0
+    with open_session(engine, fps=100, max_backlog_s=4) as session:
         gate = Gate(stream_of(session), "denoise")
 
         def push() -> None:
-            while True:  # after the interruption 600 s of backlog are allowed
-                session.push_audio(piece, RATE_HZ, block=True)
+            while True:
+                session.push_audio(piece, RATE_HZ, timeout_s=None)
 
         piece = speech(1.0)
         pushing = Background(push)
@@ -166,19 +161,6 @@ def test_interrupt_after_the_end_of_audio(engine: Engine) -> None:
             session.push_audio(speech(1.0), RATE_HZ)
 
 
-def test_interrupt_after_the_end_before_the_first_block(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with open_session(engine) as session:
-        gate = Gate(session._state.utterance.audio, "num_blocks")  # before block 0 is taken
-        session.push_audio(speech(2.0), RATE_HZ)
-        session.end_of_audio()
-        gate.wait()
-        session.interrupt()
-        gate.open()
-        assert take(session) == []
-
-
 def test_interrupt_after_everything_was_made(engine: Engine) -> None:
     with open_session(engine) as session:
         session.push_audio(speech(1.0), RATE_HZ)
@@ -205,20 +187,6 @@ def test_end_of_audio_after_an_interruption_without_a_word(engine: Engine) -> No
         assert take(session) == []
 
 
-def test_end_of_audio_while_interrupted(engine: Engine) -> None:
-    """`end_of_audio` fetched the audio, the interruption closes it, then it is ended."""
-    with open_session(engine) as session:
-        session.push_audio(speech(1.4), RATE_HZ)
-        assert in_time(session.next_chunk).block == 0
-        gate = Gate(session._state.utterance.audio, "end")
-        ending = Background(session.end_of_audio)
-        gate.wait()
-        session.interrupt()
-        gate.open()
-        ending.result()
-        assert take(session) == []
-
-
 @pytest.mark.parametrize("seconds", [0.01, 0.3, 0.54, 1.59, 1.6])
 def test_a_word_after_an_interruption_is_heard_whole(engine: Engine, seconds: float) -> None:
     with open_session(engine) as session:
@@ -229,7 +197,8 @@ def test_a_word_after_an_interruption_is_heard_whole(engine: Engine, seconds: fl
         assert len(np.concatenate([c.pcm for c in chunks])) >= seconds * RATE_HZ
 
 
-def test_the_format_may_change_at_an_interruption_only(engine: Engine) -> None:
+def test_an_utterance_brings_its_own_format(engine: Engine) -> None:
+    """What comes out keeps that of the session, which is that of its first sound."""
     with open_session(engine) as session:
         session.push_audio(speech(1.4), RATE_HZ)
         with pytest.raises(InputError, match="began with 16000 Hz, 1"):
@@ -240,13 +209,13 @@ def test_the_format_may_change_at_an_interruption_only(engine: Engine) -> None:
             session.push_audio(speech(0.1), 10**12)
         with pytest.raises(InputError, match="float32"):
             session.push_audio(speech(0.1).astype("f8"), RATE_HZ)
-        said = (speech(0.5, 24_000, 2) * 32_767).astype("i2")
+        said = (np.full((12_000, 2), NEW) * 32_768).astype("i2")
         session.push_audio(said, 24_000)
         session.end_of_audio()
         chunks = take(session)
-        assert {(c.sample_rate_hz, c.pcm.shape[1]) for c in chunks} == {(24_000, 2)}
+        assert {(c.sample_rate_hz, c.pcm.shape[1]) for c in chunks} == {(16_000, 1)}
         sound = np.concatenate([c.pcm for c in chunks])
-        assert np.array_equal(sound[: len(said)], said.astype("f4") / np.float32(32_768))
+        assert len(sound) == 8_000 and np.abs(sound[400:-400] - NEW).max() < 1e-3
 
 
 def test_interruptions_at_random_moments(engine: Engine) -> None:

@@ -44,23 +44,27 @@ from tests.support.session import (
 @pytest.mark.parametrize(("fps", "blocks"), [(20, 3), (25, 3), (29.97, 2)])
 def test_chunks_cover_the_audio_without_gap(engine: Engine, fps: float, blocks: int) -> None:
     rate_hz = 22_050
-    seconds = (32 * (blocks - 1) + 5) / fps
+    seconds = (21 + 32 * (blocks - 2) + 5.5) / fps
     samples = speech(seconds, rate_hz, channels=2)
     with open_session(engine, fps=fps) as session:
         session.push_audio(samples, rate_hz)
         session.end_of_audio()
         chunks = take(session)
         assert session.next_chunk() is None, "and again, not an error"
-    counts = [1] + [4] * 5 + [4] * 8 * (blocks - 1)
+    # As long as the sound: the last block has 6 of its 32 frames.
+    counts = [1] + [4] * 5 + [4] * 8 * (blocks - 2) + [4, 2]
     assert [len(chunk.frames) for chunk in chunks] == counts
     starts = [0, *itertools.accumulate(counts)]
     assert [chunk.pts for chunk in chunks] == [float(f / session.fps) for f in starts[:-1]]
+    assert {(chunk.utterance, chunk.speech) for chunk in chunks} == {(0, True)}
+    assert [chunk.last_of_utterance for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert all(chunk.frames.shape[1:] == (32, 32, 3) for chunk in chunks)
     assert all(chunk.frames.dtype == np.uint8 for chunk in chunks)
-    expected_blocks = [0] * 6 + [b for b in range(1, blocks) for _ in range(8)]
+    expected_blocks = [0] * 6 + [b for b in range(1, blocks - 1) for _ in range(8)]
+    expected_blocks += [blocks - 1] * 2
     assert [chunk.block for chunk in chunks] == expected_blocks
     last = [i for i, chunk in enumerate(chunks) if chunk.last_of_block]
-    assert last == [5 + 8 * b for b in range(blocks)]
+    assert last == [5 + 8 * b for b in range(blocks - 1)] + [len(chunks) - 1]
 
     sound = np.concatenate([chunk.pcm for chunk in chunks])
     assert len(sound) == round(starts[-1] * rate_hz / session.fps)
@@ -163,7 +167,7 @@ def test_prompts_apply_to_their_blocks(engine: Engine) -> None:
         session.set_prompt("edit", 1, 2)
         session.set_prompt("good", 4)
         session.set_prompt("last", 5, 5)
-        session.push_audio(speech(11.0), RATE_HZ)
+        session.push_audio(speech(10.0), RATE_HZ)
         session.end_of_audio()
         gate.open()
         chunks = take(session)
@@ -279,12 +283,11 @@ def test_close_while_a_worker_works(engine: Engine, where: str) -> None:
 
 
 def test_close_while_push_audio_waits(engine: Engine) -> None:
-    session = open_session(engine, fps=100)
-    session._state.utterance.audio._max_backlog_s = 4.0
+    session = open_session(engine, fps=100, max_backlog_s=4)
 
     def push() -> None:
         for _ in range(100):
-            session.push_audio(speech(1.0), RATE_HZ, block=True)
+            session.push_audio(speech(1.0), RATE_HZ, timeout_s=None)
 
     pushing = Background(push)
     wait_until(lambda: len(session._state.chunks) == CHUNK_QUEUE_LENGTH, "never filled")
@@ -312,7 +315,7 @@ import numpy as np
 from liveact import Engine
 session = Engine.load({str(demo_checkpoint())!r}, device="cpu").open_session(
     image={str(PORTRAIT)!r}, prompt="A person.", size=(32, 32))
-session.push_audio(np.zeros(16_000 * 60, np.float32), 16_000)
+session.push_audio(np.zeros(16_000 * 3, np.float32), 16_000)
 print(session.next_chunk().block)
 """
     result = subprocess.run(
@@ -458,16 +461,15 @@ def test_a_long_session_does_not_grow(
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
     warm = blocks // 3
-    with open_session(engine) as session:
+    with open_session(engine, max_backlog_s=3) as session:  # audio comes as it is needed
         if decoder is not None:
             pipeline = session._workers._pipeline
             session._workers._pipeline = replace(pipeline, decoder=decoder)
         device = engine.dit.device
-        session._state.utterance.audio._max_backlog_s = 20.0  # the audio comes as it is needed
 
         def push() -> None:
             for second in range(int(BLOCK_S * blocks) - 1):
-                session.push_audio(speech(1.0, seed=second), RATE_HZ, block=True)
+                session.push_audio(speech(1.0, seed=second), RATE_HZ, timeout_s=None)
             session.end_of_audio()
 
         pushing = Background(push)

@@ -23,7 +23,8 @@ BLOCK_S = 1.6  # 32 frames at 20 fps
 
 
 def open_session(engine: Engine, **options: Any) -> Session:
-    options = {"size": (32, 32), "prompt": "A person.", "image": PORTRAIT} | options
+    defaults = {"size": (32, 32), "prompt": "A person.", "image": PORTRAIT, "max_backlog_s": 600}
+    options = defaults | options
     return engine.open_session(**options)
 
 

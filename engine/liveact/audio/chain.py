@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -54,3 +55,39 @@ class SpeechChain:
     def _given(self, samples: FloatArray) -> FloatArray:
         self._num_samples += len(samples)
         return samples
+
+
+@dataclass
+class SoundFormat:
+    """Rate and channels of what a session gives out: those asked for, else of the first sound."""
+
+    sample_rate_hz: int = 0  # 0: not known yet
+    channels: int = 0
+
+    def settle(self, sample_rate_hz: int, channels: int) -> None:
+        """Takes over what is not known yet."""
+        self.sample_rate_hz = self.sample_rate_hz or sample_rate_hz
+        self.channels = self.channels or channels
+
+
+class OutputChain:
+    """PCM as it was pushed → PCM in the session's format: resampled where the rates differ; mono
+    goes to all channels, other numbers of channels become their mean first."""
+
+    def __init__(self, sample_rate_hz: int, channels: int, output: SoundFormat) -> None:
+        self._channels = output.channels
+        self._same = channels == output.channels
+        width = channels if self._same else 1
+        self._resampler = (
+            soxr.ResampleStream(sample_rate_hz, output.sample_rate_hz, width)
+            if sample_rate_hz != output.sample_rate_hz
+            else None
+        )
+
+    def push(self, piece: FloatArray, *, last: bool = False) -> FloatArray:
+        """piece [n, channels] → [m, output channels]; `last` gives the rest."""
+        if not self._same:
+            piece = piece.mean(axis=1, keepdims=True)
+        if self._resampler is not None:
+            piece = self._resampler.resample_chunk(np.ascontiguousarray(piece), last=last)
+        return piece if self._same else np.repeat(piece, self._channels, axis=1)

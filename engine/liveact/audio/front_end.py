@@ -34,16 +34,19 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
-from liveact.audio.chain import FEATURES_PER_S, SAMPLES_PER_FEATURE, SpeechChain
+from liveact.audio.chain import (
+    FEATURES_PER_S,
+    SAMPLES_PER_FEATURE,
+    OutputChain,
+    SoundFormat,
+    SpeechChain,
+)
 from liveact.audio.samples import SampleStore, as_float
 from liveact.audio.tempo import FloatArray
-from liveact.blocks import RELEASED_CLOCK, BlockClock, exact_fps
+from liveact.blocks import RELEASED_CLOCK, BlockClock, exact_fps, frames_of
 from liveact.errors import InputError, SessionError
 
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
-# A piece may be half the backlog, and the other half must hold what a pipeline needs to go on
-# (three blocks in flight and one being waited for), or it would stall.
-LEAST_BACKLOG_BLOCKS = 10
 
 
 class Encoder(Protocol):
@@ -59,8 +62,8 @@ class AudioFrontEnd:
 
     One thread pushes and calls `end`, one takes features, one takes PCM; all methods may be called
     from any thread. The encoder runs outside the lock. Blocks and PCM ranges are taken in order:
-    taking one releases all audio before it, so what is held never exceeds `max_backlog_s` of PCM
-    plus `history_s` of 16 kHz samples. The loop of a worker:
+    taking one releases all audio before it, so what is held is `backlog_s` of PCM and what is in
+    flight, plus `history_s` of 16 kHz samples. The loop of a worker:
 
         for block in itertools.count():
             front_end.wait(block)
@@ -78,7 +81,7 @@ class AudioFrontEnd:
         clock: which video frames and features a block has.
         mode: `stream` or `whole`, see the top of the file.
         history_s: what the encoder hears before a block, in seconds of tempo-adjusted audio.
-        max_backlog_s: how much audio may be pushed ahead of the slower of both consumers.
+        output: the format that `pcm` gives; None: the pushed one.
         max_whole_s: longest clip in mode `whole` (the cost of attention grows with its square).
 
     Raises:
@@ -94,8 +97,8 @@ class AudioFrontEnd:
         *,
         mode: Literal["stream", "whole"] = "stream",
         history_s: float = 4.0,
-        max_backlog_s: float = 600.0,
         max_whole_s: float = 120.0,
+        output: SoundFormat | None = None,
     ) -> None:
         self.fps = exact_fps(fps)
         self.clock = clock
@@ -103,16 +106,11 @@ class AudioFrontEnd:
             raise InputError(f"audio mode: expected 'stream' or 'whole', found {mode!r}")
         if not 0 <= history_s <= 60:
             raise InputError(f"history_s: expected 0 to 60, found {history_s}")
-        least_backlog_s = float(LEAST_BACKLOG_BLOCKS * clock.block_video_frames / self.fps)
-        if not max_backlog_s >= least_backlog_s:
-            raise InputError(
-                f"max_backlog_s: expected ≥ {least_backlog_s:g}, found {max_backlog_s}"
-            )
         self._encoder = encoder
         self._mode = mode
         self._history_features = round(history_s * FEATURES_PER_S)
-        self._max_backlog_s = max_backlog_s
         self._max_whole_s = max_whole_s
+        self._output = SoundFormat() if output is None else output
 
         self._changed = threading.Condition()  # guards everything below
         self._closed = False
@@ -124,25 +122,29 @@ class AudioFrontEnd:
         self._pcm = SampleStore(0)  # [n, channels] at the pushed rate
         self._speech = SampleStore()  # [n], 16 kHz, tempo-adjusted
         self._num_speech: int | None = None  # its exact length; None until the end
-        self._features_frame = self._pcm_frame = 0  # video frames the consumers are done with
+        self._num_frames: int | None = None  # video frames that it lasts; None until the end
+        self._features_frame = 0  # video frames whose features were taken
         self._whole: torch.Tensor | None = None  # [S, layers, hidden]
 
-    def push(self, pcm: np.ndarray, sample_rate_hz: int, *, block: bool = False) -> None:
-        """Appends PCM; the first channel is what the encoder hears.
+    def push(self, pcm: np.ndarray, sample_rate_hz: int) -> None:
+        """Appends PCM.
 
         Args:
             pcm: [n] or [n, channels], n ≥ 0, float32, or int16 which is scaled to [−1, 1).
             sample_rate_hz: 4000 to 384000; like the channels it is fixed by the first push.
-            block: wait for room in the backlog instead of raising; a piece may then be at most
-                half of `max_backlog_s`. `close` ends the wait with SessionError.
         """
         samples = as_float(pcm)
         with self._changed:
             self._check_open()
             self._check_format(samples, sample_rate_hz)
-            self._make_room(len(samples) / sample_rate_hz, block)
             if self._num_speech is not None:
-                raise InputError("push: the audio has already ended")
+                raise InputError("push: expected no audio after the end, found some")
+            clip_s = (self._pushed + len(samples)) / sample_rate_hz
+            if self._mode == "whole" and clip_s > self._max_whole_s:
+                raise InputError(
+                    f"audio: expected at most {self._max_whole_s:g} s in mode 'whole', "
+                    f"found {clip_s:.1f} s"
+                )
             self._pushed += len(samples)
             while len(samples):
                 part = samples[: len(self._pending) - self._fill]
@@ -154,26 +156,40 @@ class AudioFrontEnd:
                     self._fill = 0
             self._changed.notify_all()
 
-    def end(self) -> None:
+    def skip(self, num_frames: int) -> None:
+        """Nobody asks for the features of the first video frames: they are no backlog."""
+        with self._changed:
+            self._features_frame = max(self._features_frame, num_frames)
+
+    def end(self, *, silence: bool = False) -> None:
         """Marks the end of the audio; a second call does nothing.
 
-        Raises InputError when there is less audio than one video frame lasts (which is also more
-        than the convolutions of wav2vec2 need: 640 of at least 400 samples); those waiting get a
-        SessionError with it as the cause.
+        silence: what follows in the last block is silence, and the encoder hears it; otherwise the
+        last feature stands for all that would follow, as in the released code.
+
+        Raises InputError when there is no audio, or without `silence` less than one video frame of
+        it (which is also more than the convolutions of wav2vec2 need: 640 of at least 400 samples);
+        those waiting get a SessionError with it as the cause.
         """
         with self._changed:
             self._check_open()
             if self._num_speech is not None:
                 return
             seconds = Fraction(self._pushed, self._sample_rate_hz or 1)
-            if seconds * self.fps < 1:
+            if not self._pushed or (seconds * self.fps < 1 and not silence):
                 self._failure = InputError(
-                    f"nothing can be made of {float(seconds):.3f} s of audio: "
-                    f"at least {float(1 / self.fps):.3f} s (one video frame) needed"
+                    f"audio: expected at least {float(1 / self.fps):.3f} s (one video frame), "
+                    f"found {float(seconds):.3f} s"
                 )
                 self._changed.notify_all()
                 raise self._failure
-            self._flush(math.floor(seconds * self.fps * SAMPLES_PER_FEATURE))
+            self._num_frames = frames_of(self._pushed, self._sample_rate_hz, self.fps)
+            last_block = self.clock.num_blocks(self._num_frames) - 1
+            self._flush(
+                self.clock.features(last_block).stop * SAMPLES_PER_FEATURE
+                if silence
+                else math.floor(seconds * self.fps * SAMPLES_PER_FEATURE)
+            )
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -184,17 +200,28 @@ class AudioFrontEnd:
             self._changed.notify_all()
 
     @property
-    def sample_rate_hz(self) -> int:
-        """Rate of the PCM, also of `pcm()`. Raises InputError before the first push."""
-        return self._format()[0]
+    def backlog_s(self) -> float:
+        """Seconds of audio that were pushed and whose features were not taken yet."""
+        with self._changed:
+            if not self._pushed:
+                return 0.0
+            taken_s = float(self._features_frame / self.fps)
+            return max(0.0, self._pushed / self._sample_rate_hz - taken_s)
 
     @property
-    def channels(self) -> int:
-        """Channels of the PCM. Raises InputError before the first push."""
-        return self._format()[1]
+    def pushed_s(self) -> float:
+        """Seconds of audio that were pushed."""
+        with self._changed:
+            return self._pushed / self._sample_rate_hz if self._pushed else 0.0
+
+    @property
+    def num_frames(self) -> int | None:
+        """Video frames that the audio lasts, a begun one included; None before its end."""
+        with self._changed:
+            return self._num_frames
 
     def num_blocks(self) -> int | None:
-        """⌊seconds·fps/32⌋ + 1, or None before the end of the audio."""
+        """Blocks that hold `num_frames`; None before the end of the audio."""
         with self._changed:
             self._check_open()
             return self._num_blocks()
@@ -251,7 +278,9 @@ class AudioFrontEnd:
         """
         with self._changed:
             self._check_open()
-            rate_hz, _ = self._format()
+            rate_hz = self._output.sample_rate_hz
+            if not rate_hz:
+                raise InputError("pcm: expected audio to be pushed before, found none")
             if not 0 <= start_frame <= stop_frame:
                 raise InputError(
                     f"pcm: expected 0 ≤ start ≤ stop, found {start_frame}, {stop_frame}"
@@ -264,7 +293,6 @@ class AudioFrontEnd:
                     f"pcm: frames up to {stop_frame} need {stop} samples, {self._pcm.stop} arrived"
                 )
             self._pcm.drop_before(start)
-            self._pcm_frame = stop_frame
             self._changed.notify_all()
             return self._pcm.read(start, stop)
 
@@ -275,12 +303,6 @@ class AudioFrontEnd:
             raise SessionError("the audio front end was closed")
         if self._failure is not None:
             raise SessionError(f"the audio front end failed: {self._failure}") from self._failure
-
-    def _format(self) -> tuple[int, int]:
-        with self._changed:
-            if not self._sample_rate_hz:
-                raise InputError("sample rate and channels are not known before the first push")
-            return self._sample_rate_hz, self._channels
 
     def _check_format(self, samples: FloatArray, sample_rate_hz: int) -> None:
         """The first push fixes the format and sets the chain up; later ones must agree."""
@@ -298,57 +320,33 @@ class AudioFrontEnd:
         self._sample_rate_hz, self._channels = int(sample_rate_hz), channels
         # 20 ms: small against a block, large against the cost of one call of the resampler.
         self._pending = np.zeros((self._sample_rate_hz // 50, channels), np.float32)
-        self._pcm = SampleStore(channels)
         self._chain = SpeechChain(self._sample_rate_hz, self.fps)
-
-    def _make_room(self, seconds: float, block: bool) -> None:
-        pushed_s = self._pushed / self._sample_rate_hz
-        if self._mode == "whole":
-            longest_s, clip_s = self._max_whole_s, pushed_s + seconds
-            if clip_s > longest_s:
-                raise InputError(f"audio: mode 'whole' takes {longest_s:g} s, found {clip_s:.1f} s")
-            return
-        limit_s = self._max_backlog_s
-        if block:
-            if seconds > limit_s / 2:
-                raise InputError(
-                    f"push: expected a piece ≤ {limit_s / 2:g} s, found {seconds:.1f} s"
-                )
-            self._changed.wait_for(
-                lambda: self._closed or self._failure or self._backlog_s() + seconds <= limit_s
-            )
-            self._check_open()
-        elif self._backlog_s() + seconds > limit_s:
-            raise InputError(
-                f"push: expected at most {limit_s:g} s ahead of what is consumed, "
-                f"found {seconds:.1f} s on top of {self._backlog_s():.1f} s"
-            )
-
-    def _backlog_s(self) -> float:
-        consumed_frames = min(self._features_frame, self._pcm_frame)
-        return self._pushed / self._sample_rate_hz - float(consumed_frames / self.fps)
+        self._output.settle(self._sample_rate_hz, channels)
+        self._to_output = OutputChain(self._sample_rate_hz, channels, self._output)
+        self._pcm = SampleStore(self._output.channels)
 
     def _take_piece(self, piece: FloatArray) -> None:
-        self._pcm.append(piece)
+        self._pcm.append(self._to_output.push(piece))
         self._speech.append(self._chain.push(piece))
 
     def _flush(self, num_speech: int) -> None:
         """Pushes the rest through the chain; the result has exactly `num_speech` samples."""
         rest = self._pending[: self._fill].copy()
-        if self._fill:
-            self._pcm.append(rest)
+        self._pcm.append(self._to_output.push(rest, last=True))
         self._speech.append(self._chain.finish(rest, num_speech))
         self._num_speech = num_speech
 
     def _num_blocks(self) -> int | None:
-        if self._num_speech is None:
-            return None
-        return self.clock.num_blocks(Fraction(self._pushed, self._sample_rate_hz), self.fps)
+        return None if self._num_frames is None else self.clock.num_blocks(self._num_frames)
 
     def _ready(self, block: int) -> bool:
-        needed = self.clock.features(block).stop * SAMPLES_PER_FEATURE
-        available = self._speech.stop if self._mode == "stream" else 0
-        return self._num_speech is not None or available >= needed
+        if self._num_speech is not None:
+            return True
+        if self._mode == "whole":
+            return False
+        heard = self.clock.features(block).stop * SAMPLES_PER_FEATURE
+        sound = round(self.clock.video_frames(block).stop * self._output.sample_rate_hz / self.fps)
+        return self._speech.stop >= heard and self._pcm.stop >= sound
 
     def _window(self, block: int, wanted: range) -> tuple[int, int, torch.Tensor]:
         """The features [start, stop) to encode for a block, and their samples.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import re
 import sys
 import threading
@@ -109,7 +110,7 @@ def unreached(edits: list[Edit], audio: AudioFile, fps: Fraction) -> list[str]:
     """A line for each edit that begins after the last block, where the length is known."""
     if audio.duration_s is None:
         return []
-    count = RELEASED_CLOCK.num_blocks(audio.duration_s, fps)
+    count = RELEASED_CLOCK.num_blocks(math.ceil(audio.duration_s * fps))
     return [
         f"edit of block {edit.first}: never reached, {audio.path} makes {count} blocks"
         for edit in edits
@@ -141,7 +142,9 @@ def write_video(
         first = next(session)
         writer = Mp4Writer(out, *size, session.fps, first.sample_rate_hz, first.pcm.shape[1])
         expected = (
-            session.clock.num_blocks(audio.duration_s, session.fps) if audio.duration_s else None
+            session.clock.num_blocks(math.ceil(audio.duration_s * session.fps))
+            if audio.duration_s
+            else None
         )
         with writer, Report(terminal, expected, started_s) as report:
             for chunk in itertools.chain([first], session):
@@ -174,7 +177,7 @@ def _named(error: BaseException, audio: AudioFile) -> BaseException:
 def _feed(session: Session, audio: AudioFile, errors: list[BaseException]) -> None:
     try:
         for piece in audio:
-            session.push_audio(piece, audio.sample_rate_hz, block=True)
+            session.push_audio(piece, audio.sample_rate_hz, timeout_s=None)
         session.end_of_audio()
     except SessionError:
         pass  # the session's own error reaches whoever iterates over it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +13,22 @@ import numpy.typing as npt
 class Chunk:
     """The video frames of one latent frame, and the sound that belongs to them.
 
+    Two timelines: `block` counts what the model has made, whether it was delivered or not; `pts` is
+    the time of the player, which has no hole.
+
     Attributes:
-        frames: uint8 [n, H, W, 3] RGB; n is 4, in the very first chunk 1.
+        frames: uint8 [n, H, W, 3] RGB; n is 4, in the very first chunk 1, in the last one maybe
+            less.
         pcm: float32 [m, channels] at sample_rate_hz, exactly n frames long.
-        sample_rate_hz: of `pcm`.
-        pts: presentation time of the first frame in seconds; frame i plays at pts + i / fps.
+        sample_rate_hz: of `pcm`; the same for all chunks of a session, as are the channels.
+        pts: presentation time of the first frame in seconds: the length of all that was taken
+            before. Frame i plays at pts + i / fps.
         block: the block that it is of.
         last_of_block: whether the next chunk is of another block.
+        utterance: number of the utterance that it belongs to; of idling, of the one to come.
+        speech: whether there is pushed sound in it, and not only the silence of idling or after the
+            end of an utterance.
+        last_of_utterance: whether the sound of the utterance ends in it.
         timings: milliseconds. `decode_ms` is of this chunk. The last chunk of a block has, of the
             whole block, also `wait_ms` (for audio), `audio_ms` (encoder), `denoise_ms`, `step0_ms`
             to `step2_ms`, `block_decode_ms`, and `overlap_ms`: how much of the decoding passed
@@ -31,4 +41,19 @@ class Chunk:
     pts: float
     block: int
     last_of_block: bool
+    utterance: int = 0
+    speech: bool = True
+    last_of_utterance: bool = False
     timings: dict[str, float] = field(default_factory=dict)
+
+
+class Interruption(NamedTuple):
+    """What `Session.interrupt` cut off.
+
+    Attributes:
+        utterance: number of the utterance that was being delivered, or would have been next.
+        delivered_s: seconds of its sound in the chunks that were taken.
+    """
+
+    utterance: int
+    delivered_s: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -50,6 +51,11 @@ class BoundedQueue(Generic[T]):
             item = self._items.popleft()
             self._changed.notify_all()
             return item
+
+    def sum(self, weight: Callable[[T], int]) -> int:
+        """Of what is in it."""
+        with self._changed:
+            return sum(weight(item) for item in self._items)
 
     def clear(self) -> None:
         """Drops what is in it."""

@@ -9,7 +9,6 @@ thread. The first error of a worker ends its session and reaches the consumer as
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Iterator
 
@@ -17,11 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from liveact.errors import InputError, SessionError
-from liveact.session.chunk import Chunk
-from liveact.session.queue import ClosedError
+from liveact.errors import InputError
+from liveact.session.chunk import Chunk, Interruption
 from liveact.session.state import PromptEdit, SessionState
-from liveact.session.utterance import Utterance
 from liveact.session.workers import Pipeline, Workers
 
 
@@ -32,44 +29,52 @@ class Session:
     without waiting for its workers. One thread may push audio while another iterates.
     """
 
-    def __init__(self, pipeline: Pipeline, text: torch.Tensor) -> None:
+    def __init__(
+        self, pipeline: Pipeline, text: torch.Tensor, *, max_backlog_s: float, idles: bool
+    ) -> None:
         """text [tokens, text_dim]: the prompt from the first block on."""
         self.fps = pipeline.fps
         self.clock = pipeline.stream.clock
         self._encode_prompt = pipeline.encode_prompt
-        self._state = SessionState(text, pipeline.open_audio)
+        self._state = SessionState(
+            text, pipeline.open_audio, pipeline.fps, max_backlog_s=max_backlog_s, idles=idles
+        )
         self._workers = Workers(self._state, pipeline)
         weakref.finalize(self, self._workers.cancel).atexit = False
 
     def push_audio(
-        self, pcm: npt.NDArray[np.float32], sample_rate: int, *, block: bool = False
+        self,
+        pcm: npt.NDArray[np.float32],
+        sample_rate: int,
+        *,
+        timeout_s: float | None = 0.0,
     ) -> None:
-        """Speech as [n] or [n, channels] float32 (or int16), any n, any rate, fixed at the first
-        call and again at the first call after an interruption. With `block` it waits while too
-        much audio is queued, else that raises InputError.
+        """What is said next: float32 (or int16) [n] or [n, channels], any n. Rate and channels may
+        change with every utterance.
+
+        timeout_s: how long to wait for space, once `max_backlog_s` of audio wait to be used; None:
+        as long as it takes. An interruption meanwhile drops the rest.
+
+        Raises BacklogFull, where nothing is taken (timeout_s 0) or the rest was not; InputError for
+        bad samples, or a format other than the utterance began with.
         """
-        utterance = self._state.speaking()
-        try:
-            utterance.push(np.asarray(pcm), sample_rate, block=block)
-        except SessionError:
-            # Interrupted while it waited: the rest of what was being said is dropped.
-            self._raise_unless_interrupted(utterance)
+        self._state.push(np.asarray(pcm), sample_rate, timeout_s)
+
+    def end_of_utterance(self) -> int | None:
+        """What was said so far is complete. Silence fills its last block, all of it is delivered,
+        and the session goes on: what is pushed next is another utterance.
+
+        Returns the number of the utterance; None where nothing was said, and nothing happens.
+        """
+        return self._state.end_utterance()
 
     def end_of_audio(self) -> None:
-        """No more audio: the blocks that it fills are made and the iteration ends. A second call
-        does nothing.
+        """No more audio: the film is made to the end of its sound, and the iteration ends. A second
+        call does nothing.
 
         Raises InputError when there was too little audio to make anything of.
         """
-        utterance = self._state.to_end()
-        if utterance is None:
-            return
-        try:
-            utterance.push_trailing_silence()
-            utterance = self._state.end()
-            utterance.end()
-        except SessionError:
-            self._raise_unless_interrupted(utterance)
+        self._state.end()
 
     def set_prompt(self, prompt: str, from_block: int = 0, to_block: int | None = None) -> None:
         """Another prompt for blocks from_block..to_block, for good without to_block.
@@ -82,15 +87,21 @@ class Session:
             )
         self._state.edit(PromptEdit(from_block, to_block, self._encode_prompt(prompt)))
 
-    def interrupt(self) -> None:
+    def interrupt(self) -> Interruption:
         """Stops speaking: audio that is not used yet and chunks that are not taken yet are dropped.
 
-        The block being made is finished but not delivered; the session then waits for new audio,
-        whose first sample belongs to the first frame of the next block. The picture goes on
-        from where the model is; `pts` of the next chunk follows the block number. After
-        `end_of_audio` the iteration ends.
+        The block being made is finished but not delivered. The session then waits, or idles, until
+        new audio comes, whose first sample belongs to the first frame of the next block. The
+        picture goes on from where the model is. After `end_of_audio` the iteration ends.
+
+        Returns which utterance was cut off, and how much of it was taken before.
         """
-        self._state.interrupt()
+        return self._state.interrupt()
+
+    @property
+    def backlog_s(self) -> float:
+        """Seconds of pushed audio that wait to be used."""
+        return self._state.backlog_s
 
     def close(self) -> None:
         """Ends the session now and frees its memory; whoever waits on it gets SessionError.
@@ -116,19 +127,4 @@ class Session:
 
     def next_chunk(self, timeout_s: float | None = None) -> Chunk | None:
         """The next chunk, None after the last; TimeoutError when none came in time."""
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-            try:
-                utterance, chunk = self._state.chunks.get(left_s)
-            except ClosedError:
-                self._state.check_open()
-                return None
-            if self._state.is_current(utterance):
-                return chunk
-
-    def _raise_unless_interrupted(self, utterance: Utterance) -> None:
-        """In the handler of a SessionError: one that an interruption explains is none."""
-        self._state.check_open()
-        if not self._state.was_interrupted(utterance):
-            raise
+        return self._state.take(timeout_s)

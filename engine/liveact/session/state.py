@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from liveact.audio.front_end import AudioFrontEnd
-from liveact.errors import InputError, LiveActError, SessionError
-from liveact.session.chunk import Chunk
-from liveact.session.queue import BoundedQueue
+from liveact.audio.samples import as_float
+from liveact.blocks import FEATURE_REACH, BlockClock
+from liveact.errors import BacklogFull, InputError, LiveActError, SessionError
+from liveact.session.chunk import Chunk, Interruption
+from liveact.session.playback import PlaybackClock
+from liveact.session.queue import BoundedQueue, ClosedError
 from liveact.session.utterance import Utterance
 
 LATENT_QUEUE_BLOCKS = 1  # denoised and not yet being decoded
 CHUNK_QUEUE_LENGTH = 16  # decoded and not yet taken: two blocks of 8 latent frames
+
+
+def least_backlog_s(clock: BlockClock, fps: Fraction) -> float:
+    """Audio that a block may have to wait for: its frames, the two that it looks ahead, and 0.2 s
+    of delay before the encoder."""
+    return float((clock.block_video_frames + FEATURE_REACH) / fps) + 0.2
 
 
 @dataclass(frozen=True)
@@ -44,19 +58,25 @@ class PromptEdit:
         return ends_later and self.first <= max(other.first, next_block)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Turn:
     """What is fixed about a block when the denoise worker takes its number.
 
     Attributes:
         block: its number.
-        utterance: what is said in it.
+        utterance: what is said in it, or is said next where it idles.
+        idle: whether nothing is said in it.
         text: the prompt, [tokens, text_dim].
+        epoch: interruptions before it.
+        speech_epoch: beginnings of utterances before it.
     """
 
     block: int
     utterance: Utterance
+    idle: bool
     text: torch.Tensor
+    epoch: int
+    speech_epoch: int
 
 
 @dataclass(frozen=True)
@@ -64,16 +84,16 @@ class Latent:
     """A denoised block on its way to the decode worker.
 
     Attributes:
-        block: its number.
-        utterance: what is said in it.
+        turn: what it is.
         value: [16, n, h, w].
         timings: milliseconds, see `Chunk`.
+        started_s: when it was begun, of time.monotonic.
     """
 
-    block: int
-    utterance: Utterance
+    turn: Turn
     value: torch.Tensor
     timings: dict[str, float]
+    started_s: float
 
 
 class SessionState:
@@ -81,27 +101,50 @@ class SessionState:
 
     Attributes:
         latents: from the denoise worker to the decode worker.
-        chunks: from the decode worker to the caller, each with its utterance.
-        utterance: what is being said.
+        chunks: from the decode worker to the caller, each with its turn.
+        utterances: what is being said, then what is said after it; the last one takes audio.
         next_block: the block whose number is taken next.
         edits: of the prompt, later ones winning.
     """
 
-    def __init__(self, text: torch.Tensor, open_audio: Callable[[], AudioFrontEnd]) -> None:
+    def __init__(
+        self,
+        text: torch.Tensor,
+        open_audio: Callable[[], AudioFrontEnd],
+        fps: Fraction,
+        *,
+        max_backlog_s: float,
+        idles: bool,
+    ) -> None:
         self.latents: BoundedQueue[Latent] = BoundedQueue(LATENT_QUEUE_BLOCKS)
-        self.chunks: BoundedQueue[tuple[Utterance, Chunk]] = BoundedQueue(CHUNK_QUEUE_LENGTH)
+        self.chunks: BoundedQueue[tuple[Turn, Chunk]] = BoundedQueue(CHUNK_QUEUE_LENGTH)
         # Re-entrant: a dropped session may be collected, and its workers stopped, anywhere.
         self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._text = text
         self._open_audio = open_audio
+        self._max_backlog_s = max_backlog_s
+        self._idles = idles
+        self._playback = PlaybackClock(fps)
+        self._fps = fps
         self.edits: list[PromptEdit] = []
-        self.utterance = Utterance(open_audio())
+        self.utterances: deque[Utterance] = deque([Utterance(0, open_audio())])
         self.next_block = 0
+        self._in_flight: list[Turn] = []  # taken and not decoded to their end
+        self._delivered = (0, 0)  # utterance of the last speaking chunk taken, its frames so far
+        self._delivered_all = False  # that chunk was its last
+        self._epoch = self._speech_epoch = 0
         self._ended = False
         self._closed = False
         self._error: BaseException | None = None
 
     # ------------------------------------------------------------------------- the caller's side
+
+    @property
+    def utterance(self) -> Utterance:
+        """The one that takes audio."""
+        with self._lock:
+            return self.utterances[-1]
 
     def check_open(self) -> None:
         """Raises SessionError once the session failed or was closed."""
@@ -111,26 +154,68 @@ class SessionState:
             if self._closed:
                 raise SessionError("the session was closed")
 
-    def speaking(self) -> Utterance:
-        """The utterance that takes audio now. Raises InputError after the end of the audio."""
+    def push(
+        self, pcm: npt.NDArray[np.float32], sample_rate_hz: int, timeout_s: float | None
+    ) -> None:
+        """Gives audio to the last utterance, in pieces where it has to wait for space.
+
+        After an interruption the rest of what was being pushed is dropped. Raises InputError,
+        BacklogFull, SessionError.
+        """
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._lock:
+            self._check_speaking()
+            epoch = self._epoch
+            utterance = self.utterances[-1]
+            pcm = as_float(pcm)
+            utterance.audio.push(pcm[:0], sample_rate_hz)  # refuses a format that cannot be
+            if not len(pcm):
+                return
+            if timeout_s == 0 and self._space_s() * sample_rate_hz < len(pcm):
+                raise self._full(len(pcm) / sample_rate_hz)
+            self._begin(utterance, pcm, sample_rate_hz)
+            while len(pcm):
+                count = min(len(pcm), int(self._space_s() * sample_rate_hz))
+                if count:
+                    utterance.audio.push(pcm[:count], sample_rate_hz)
+                    pcm = pcm[count:]
+                    self._changed.notify_all()
+                    continue
+                left_s = None if deadline_s is None else deadline_s - time.monotonic()
+                if left_s is not None and left_s <= 0:
+                    raise self._full(len(pcm) / sample_rate_hz)
+                self._changed.wait(left_s)
+                self.check_open()
+                if self._epoch != epoch:
+                    return
+
+    def end_utterance(self) -> int | None:
+        """What was said so far is complete, and another utterance may begin; its number, None where
+        nothing was said. Raises InputError after the end of the audio."""
+        with self._lock:
+            self._check_speaking()
+            utterance = self.utterances[-1]
+            if not utterance.begun:
+                return None
+            utterance.audio.end(silence=True)
+            self.utterances.append(Utterance(utterance.number + 1, self._open_audio()))
+            self._changed.notify_all()
+            return utterance.number
+
+    def end(self) -> None:
+        """No more audio comes. Raises InputError where there was none at all, or too little."""
         with self._lock:
             self.check_open()
             if self._ended:
-                raise InputError("push_audio: expected no audio after end_of_audio, found some")
-            return self.utterance
-
-    def to_end(self) -> Utterance | None:
-        """The utterance that `end` will end; None when it was called already."""
-        with self._lock:
-            self.check_open()
-            return None if self._ended else self.utterance
-
-    def end(self) -> Utterance:
-        """No more audio comes: the utterance to end."""
-        with self._lock:
-            self.check_open()
+                return
             self._ended = True
-            return self.utterance
+            utterance = self.utterances[-1]
+            nothing_ever = not (utterance.number or self.next_block or self._epoch)
+            try:
+                if utterance.begun or nothing_ever:
+                    utterance.audio.end()
+            finally:
+                self._changed.notify_all()
 
     def edit(self, edit: PromptEdit) -> None:
         """Adds an edit; those that can no longer apply go, so there are never more than a few."""
@@ -139,57 +224,110 @@ class SessionState:
             kept = [e for e in self.edits if not edit.replaces(e, self.next_block)]
             self.edits = [*kept, edit]
 
-    def interrupt(self) -> None:
-        """Leaves the utterance behind: its audio goes, and what of it was not taken yet."""
+    def interrupt(self) -> Interruption:
+        """Leaves all utterances behind: their audio goes, and what of them was not taken yet."""
         with self._lock:
             self.check_open()
-            interrupted, block = self.utterance, self.next_block
-            audio = self._open_audio()
-            self.utterance = Utterance(
-                audio,
-                first_block=max(block - 1, 0),
-                after_interruption=True,
-                leading_frames=audio.clock.first_video_frames if block else 0,
-            )
-            if self._ended:
-                audio.close()
-        interrupted.audio.close()
+            left = list(self.utterances)
+            result = self._interruption()
+            number = left[-1].number + left[-1].begun
+            self.utterances = deque([Utterance(number, self._open_audio())])
+            self._delivered, self._delivered_all = (number, 0), False
+            self._epoch += 1
+            self._changed.notify_all()
+        for utterance in left:
+            utterance.audio.close()
         self.chunks.clear()
+        return result
 
-    def is_current(self, utterance: Utterance) -> bool:
-        """Whether nothing has interrupted `utterance`."""
+    def take(self, timeout_s: float | None) -> Chunk | None:
+        """The next chunk that still counts, None after the last; TimeoutError when none came."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            try:
+                turn, chunk = self.chunks.get(left_s)
+            except ClosedError:
+                self.check_open()
+                return None
+            with self._lock:
+                if self._stale(turn, chunk.speech):
+                    continue
+                chunk = replace(chunk, pts=self._playback.pts)
+                self._playback.take(len(chunk.frames))
+                self._note_delivered(chunk)
+                self._changed.notify_all()
+                return chunk
+
+    @property
+    def backlog_s(self) -> float:
+        """Seconds of audio that wait to be used."""
         with self._lock:
-            return utterance is self.utterance
+            return sum(utterance.audio.backlog_s for utterance in self.utterances)
 
     # ----------------------------------------------------------------------- the workers' side
 
-    def next_turn(self, wait: Callable[[Utterance, int], None]) -> Turn | None:
-        """Takes the number of the next block; None when all is said.
-
-        wait: called, maybe several times, to wait for the audio of a block; it may take any time.
-        """
-        while (awaited := self._awaited()) is not None:
-            utterance, block = awaited
-            try:
-                wait(utterance, block)
-                num_blocks = utterance.audio.num_blocks()
-            except SessionError:
-                if self._left_behind(utterance):
-                    continue
-                raise
-            with self._lock:
-                if utterance is not self.utterance:
-                    continue
-                if block - utterance.first_block == num_blocks:
-                    return None
-                self.next_block += 1
-                return Turn(block, utterance, self._prompt_of(block))
-        return None
-
-    def was_interrupted(self, utterance: Utterance) -> bool:
-        """Whether a session that goes on has left `utterance` behind."""
+    def next_turn(self) -> Turn | None:
+        """Waits for what the next block is made of and takes its number; None when all is said."""
         with self._lock:
-            return not self._closed and self._error is None and utterance is not self.utterance
+            while True:
+                if self._closed or self._error is not None:
+                    raise ClosedError
+                utterance = self.utterances[0]
+                if not utterance.begun:
+                    if self._ended:
+                        utterance.audio.num_blocks()  # raises where there was no audio at all
+                        return None
+                    deadline_s = self._idle_deadline_s()
+                    if deadline_s is not None and deadline_s <= time.monotonic():
+                        return self._turn(utterance, idle=True)
+                    self._changed.wait(
+                        None if deadline_s is None else deadline_s - time.monotonic()
+                    )
+                    continue
+                utterance.place(self.next_block)
+                num_blocks = utterance.audio.num_blocks()
+                if num_blocks is not None and utterance.local(self.next_block) >= num_blocks:
+                    if len(self.utterances) == 1:
+                        return None
+                    self.utterances.popleft()
+                elif utterance.audio.ready(utterance.local(self.next_block)):
+                    return self._turn(utterance, idle=False)
+                else:
+                    self._changed.wait()
+
+    def features_taken(self) -> None:
+        """The audio of a block was used: there is space for more."""
+        with self._lock:
+            self._changed.notify_all()
+
+    def deliver(self, turn: Turn, chunk: Chunk) -> None:
+        """Hands a chunk over, unless it does not count any more; waits where the queue is full."""
+        with self._lock:
+            if self._stale(turn, chunk.speech):
+                return
+        self.chunks.put((turn, chunk))
+
+    def decoded(self, turn: Turn, seconds: float) -> None:
+        """A block is decoded to its end; `seconds` from its start to its first picture."""
+        with self._lock:
+            self._in_flight.remove(turn)
+            self._playback.note_block(seconds)
+            self._changed.notify_all()
+
+    def was_interrupted(self, turn: Turn) -> bool:
+        """Whether a session that goes on has left the utterance of `turn` behind."""
+        with self._lock:
+            return not self._closed and self._error is None and turn.epoch != self._epoch
+
+    def end_of_film(self, turn: Turn, end_frame: int) -> int:
+        """`end_frame` of a block, or the frame after the last one where the film ends in it: with
+        the sound of its last utterance."""
+        with self._lock:
+            last = turn.utterance
+            if turn.idle or not self._ended or last is not self.utterances[-1]:
+                return end_frame
+            return min(end_frame, last.end_frame or end_frame)
 
     def fail(self, error: BaseException) -> bool:
         """A worker ends with `error`: the first one is what the caller gets. False for what a
@@ -208,25 +346,76 @@ class SessionState:
             self._closed = True
         self._stop()
 
+    # ------------------------------------------------------------------------------------ inside
+
     def _stop(self) -> None:
         with self._lock:
-            audio = self.utterance.audio
-        audio.close()
+            utterances = list(self.utterances)
+            self._changed.notify_all()
+        for utterance in utterances:
+            utterance.audio.close()
         self.latents.close()
         self.chunks.close()
 
-    def _awaited(self) -> tuple[Utterance, int] | None:
-        """Whose audio makes the next block, and its number; None when nothing more comes."""
-        with self._lock:
-            if self._ended and self.utterance.unspoken:
-                return None
-            return self.utterance, self.next_block
+    def _check_speaking(self) -> None:
+        self.check_open()
+        if self._ended:
+            raise InputError("push_audio: expected no audio after end_of_audio, found some")
 
-    def _left_behind(self, utterance: Utterance) -> bool:
-        """Whether the closed audio of `utterance` is no error."""
-        with self._lock:
-            return self.was_interrupted(utterance) or (self._ended and utterance.unspoken)
+    def _space_s(self) -> float:
+        return max(0.0, self._max_backlog_s - self.backlog_s)
 
-    def _prompt_of(self, block: int) -> torch.Tensor:
+    def _full(self, seconds: float) -> BacklogFull:
+        return BacklogFull(
+            f"push_audio: expected at most {self._max_backlog_s:g} s ahead of what is used, "
+            f"found {seconds:.1f} s on top of {self.backlog_s:.1f} s"
+        )
+
+    def _begin(
+        self, utterance: Utterance, pcm: npt.NDArray[np.float32], sample_rate_hz: int
+    ) -> None:
+        if utterance.begun:
+            return
+        if self.next_block or len(self.utterances) > 1:
+            utterance.leading_frames = utterance.audio.clock.first_video_frames
+        utterance.push_leading_silence(pcm, sample_rate_hz)
+        utterance.begun = True
+        self._speech_epoch += 1  # idling that was not taken yet does not count any more
+
+    def _interruption(self) -> Interruption:
+        number, frames = self._delivered
+        if self._delivered_all:
+            number, frames = number + 1, 0
+        return Interruption(number, float(frames / self._fps))
+
+    def _note_delivered(self, chunk: Chunk) -> None:
+        if chunk.speech:
+            frames = self._delivered[1] if self._delivered[0] == chunk.utterance else 0
+            self._delivered = (chunk.utterance, frames + len(chunk.frames))
+            self._delivered_all = chunk.last_of_utterance
+
+    def _stale(self, turn: Turn, speech: bool) -> bool:
+        return turn.epoch != self._epoch or (not speech and turn.speech_epoch != self._speech_epoch)
+
+    def _idle_deadline_s(self) -> float | None:
+        """When to idle for a block, of time.monotonic; None: not as things are."""
+        if not self._idles:
+            return None
+        if self.next_block == 0:
+            return 0.0  # the first picture at once
+        waiting = self.chunks.sum(
+            lambda item: 0 if self._stale(item[0], item[1].speech) else len(item[1].frames)
+        )
+        clock = self.utterances[-1].audio.clock
+        made = [turn.block for turn in self._in_flight if not self._stale(turn, not turn.idle)]
+        waiting += sum(len(clock.video_frames(block)) for block in made)
+        return self._playback.idle_deadline_s(waiting)
+
+    def _turn(self, utterance: Utterance, idle: bool) -> Turn:
+        block = self.next_block
+        self.next_block += 1
         texts = [edit.text for edit in self.edits if edit.applies_to(block)]
-        return texts[-1] if texts else self._text
+        text = texts[-1] if texts else self._text
+        turn = Turn(block, utterance, idle, text, self._epoch, self._speech_epoch)
+        self._in_flight.append(turn)
+        return turn

@@ -1,10 +1,6 @@
-"""One stretch of speech: the audio from the start of a session, or from an interruption, on."""
+"""One stretch of speech: what is said from one silence, or interruption, to the next."""
 
 from __future__ import annotations
-
-import math
-import threading
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -13,68 +9,68 @@ import torch
 from liveact.audio.front_end import AudioFrontEnd
 
 
-@dataclass(frozen=True)
 class Utterance:
-    """The audio from the start, or from an interruption, to the next interruption or the end.
+    """The sound of an utterance, and where it is in the session.
 
-    What follows an interruption begins with silence as long as block 0 of `audio`, because only the
-    very first block of a session is short; unless it was interrupted before its first block.
+    It begins with the first frame of a block. Only the very first block of a session is short, so
+    what comes later begins with silence as long as that block, which is never delivered: block b of
+    the session is block b − first_block of `audio`. `SessionState` guards the attributes.
 
     Attributes:
-        audio: what is said. Block b of the session is block b − first_block of it.
-        first_block: see `audio`.
-        after_interruption: whether there was one before.
+        number: 0 is the first of a session.
+        audio: what is said.
+        begun: whether samples were pushed.
         leading_frames: video frames of silence that it begins with.
-        begun: set once samples were pushed.
+        first_block: None until its first block is next.
     """
 
-    audio: AudioFrontEnd
-    first_block: int = 0
-    after_interruption: bool = False
-    leading_frames: int = 0
-    begun: threading.Event = field(default_factory=threading.Event)
+    def __init__(self, number: int, audio: AudioFrontEnd) -> None:
+        self.number = number
+        self.audio = audio
+        self.begun = False
+        self.leading_frames = 0
+        self.first_block: int | None = None
 
-    @property
-    def unspoken(self) -> bool:
-        """An interruption after which nothing was said: its end is no error."""
-        return self.after_interruption and not self.begun.is_set()
+    def push_leading_silence(self, pcm: npt.NDArray[np.float32], sample_rate_hz: int) -> None:
+        """The silence that goes before the first samples `pcm`."""
+        if self.leading_frames:
+            samples = round(self.leading_frames * sample_rate_hz / self.audio.fps)
+            self.audio.push(np.zeros((samples, *pcm.shape[1:]), np.float32), sample_rate_hz)
+            self.audio.skip(self.leading_frames)
 
-    def push(self, pcm: npt.NDArray[np.float32], sample_rate_hz: int, *, block: bool) -> None:
-        """Samples as `AudioFrontEnd.push` takes them; before the first go the silent frames."""
-        if pcm.ndim and len(pcm) and not self.begun.is_set():
-            if self.leading_frames:
-                self.audio.push(pcm[:0], sample_rate_hz)  # refuses a format that cannot be
-                silence = np.zeros((self._leading_samples(sample_rate_hz), *pcm.shape[1:]), "f4")
-                self.audio.push(silence, sample_rate_hz)
-            self.begun.set()
-        self.audio.push(pcm, sample_rate_hz, block=block)
+    def place(self, next_block: int) -> None:
+        """Its first block is `next_block` of the session, if that was not settled before."""
+        if self.first_block is None:
+            self.first_block = next_block - 1 if self.leading_frames else next_block
 
-    def push_trailing_silence(self) -> None:
-        """Fills the silence at the beginning up to a whole block, so that what is said between
-        makes ⌊seconds·fps/32⌋ + 1 blocks as at the start of a session, and at least one."""
-        if self.leading_frames and not self.unspoken:
-            rate_hz, channels = self.audio.sample_rate_hz, self.audio.channels
-            block_samples = math.ceil(
-                self.audio.clock.block_video_frames * rate_hz / self.audio.fps
-            )
-            missing = block_samples - self._leading_samples(rate_hz)
-            self.audio.push(np.zeros((missing, channels), np.float32), rate_hz)
-
-    def end(self) -> None:
-        """Nothing more will be pushed."""
-        if self.unspoken:
-            self.audio.close()
-        else:
-            self.audio.end()
+    def local(self, block: int) -> int:
+        """The number in `audio` of a block of the session."""
+        assert self.first_block is not None
+        return block - self.first_block
 
     def features(self, block: int) -> torch.Tensor:
         """The features of a block of the session, [rows, layers, hidden]."""
-        return self.audio.block_features(block - self.first_block)
+        return self.audio.block_features(self.local(block))
 
     def pcm(self, start_frame: int, stop_frame: int) -> npt.NDArray[np.float32]:
         """The sound [n, channels] of video frames [start_frame, stop_frame) of the session."""
-        before = self.audio.clock.block_video_frames * self.first_block
+        before = self._frames_before
         return self.audio.pcm(start_frame - before, stop_frame - before)
 
-    def _leading_samples(self, rate_hz: int) -> int:
-        return round(self.leading_frames * rate_hz / self.audio.fps)
+    @property
+    def end_frame(self) -> int | None:
+        """The video frame of the session after its last; None while it goes on."""
+        frames = self.audio.num_frames
+        return None if frames is None else self._frames_before + frames
+
+    @property
+    def seconds(self) -> float:
+        """Of sound that were pushed, without the silence before it."""
+        if not self.begun:
+            return 0.0
+        return max(0.0, self.audio.pushed_s - float(self.leading_frames / self.audio.fps))
+
+    @property
+    def _frames_before(self) -> int:
+        assert self.first_block is not None
+        return self.audio.clock.block_video_frames * self.first_block

@@ -9,7 +9,9 @@ its workers stopped.
 from __future__ import annotations
 
 import atexit
+import math
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from liveact.audio.chain import SoundFormat
 from liveact.audio.front_end import AudioFrontEnd
 from liveact.dit.dit import STEPS, DitStream
 from liveact.errors import SessionError
@@ -26,7 +29,6 @@ from liveact.session.chunk import Chunk
 from liveact.session.queue import ClosedError
 from liveact.session.state import Latent, SessionState, Turn
 from liveact.session.timeline import Timeline
-from liveact.session.utterance import Utterance
 from liveact.vae.vae import VaeStream
 
 
@@ -37,7 +39,9 @@ class Pipeline:
     Attributes:
         stream: the DiT's.
         decoder: the VAE's.
-        open_audio: makes a front end, at the start and after each interruption.
+        open_audio: makes a front end, for each utterance.
+        output: what the sound of the chunks is.
+        silence: the features of a number of silent video frames, [rows, layers, hidden].
         encode_prompt: text → [tokens, text_dim].
         fps: video frames per second.
         noise: what the noise of every block is drawn from.
@@ -47,6 +51,8 @@ class Pipeline:
     stream: DitStream
     decoder: VaeStream
     open_audio: Callable[[], AudioFrontEnd]
+    output: SoundFormat
+    silence: Callable[[int], torch.Tensor]
     encode_prompt: Callable[[str], torch.Tensor]
     fps: Fraction
     noise: torch.Generator
@@ -59,7 +65,7 @@ class Workers:
     def __init__(self, state: SessionState, pipeline: Pipeline) -> None:
         self._state, self._pipeline = state, pipeline
         self._prompt_in_use: torch.Tensor | None = None
-        self._wait_ms = 0.0  # for the audio of the block that comes next
+        self._idle_frames = 0  # so far: sound of them in all is exact
         self._threads = [
             threading.Thread(target=self._run, args=(work,), name=f"liveact-{name}", daemon=True)
             for name, work in (("denoise", self._denoise_blocks), ("decode", self._decode_blocks))
@@ -93,9 +99,13 @@ class Workers:
 
     def _denoise_blocks(self) -> None:
         timeline, track = self._pipeline.timeline, "denoise worker"
-        while (turn := self._state.next_turn(self._wait)) is not None:
-            timings = {"wait_ms": self._wait_ms}
-            self._wait_ms = 0.0
+        while True:
+            with timeline.span("wait for audio", self._state.next_block, track) as span:
+                turn = self._state.next_turn()
+            if turn is None:
+                break
+            timings = {"wait_ms": span.duration_ms}
+            started_s = time.monotonic()
             with timeline.span("audio", turn.block, track) as span:
                 features = self._features(turn)
             timings["audio_ms"] = span.duration_ms
@@ -104,23 +114,22 @@ class Workers:
             timings["denoise_ms"] = span.duration_ms
             for step, step_ms in enumerate(self._pipeline.stream.timings["step_ms"]):
                 timings[f"step{step}_ms"] = step_ms
-            self._state.latents.put(Latent(turn.block, turn.utterance, latent, timings))
+            self._state.latents.put(Latent(turn, latent, timings, started_s))
         self._state.latents.finish()
-
-    def _wait(self, utterance: Utterance, block: int) -> None:
-        with self._pipeline.timeline.span("wait for audio", block, "denoise worker") as span:
-            utterance.audio.wait(block - utterance.first_block)
-        self._wait_ms += span.duration_ms
 
     def _features(self, turn: Turn) -> torch.Tensor:
         """The audio of the block, [rows, layers, hidden]; [rows, audio_dim] of zeros when it was
         interrupted just now: its number is taken, so it is made, but it will not be delivered."""
+        if turn.idle:
+            return self._pipeline.silence(self._pipeline.stream.audio_rows_of_next_block)
         try:
             return turn.utterance.features(turn.block)
         except SessionError:
-            if not self._state.was_interrupted(turn.utterance):
+            if not self._state.was_interrupted(turn):
                 raise
             return torch.zeros(self._pipeline.stream.audio_shape)
+        finally:
+            self._state.features_taken()
 
     def _denoise(self, turn: Turn, features: torch.Tensor) -> torch.Tensor:
         stream, generator = self._pipeline.stream, self._pipeline.noise
@@ -143,14 +152,17 @@ class Workers:
     def _decode_block(self, latent: Latent) -> None:
         """Decodes one block, chunk by chunk. What was interrupted is decoded too, since the
         decoder's caches go on from there, but not delivered."""
-        timeline = self._pipeline.timeline
-        frames_of_block = self._pipeline.stream.clock.video_frames(latent.block)
-        start, end = frames_of_block.start, frames_of_block.stop
+        timeline, turn = self._pipeline.timeline, latent.turn
+        frames_of_block = self._pipeline.stream.clock.video_frames(turn.block)
+        start, end = frames_of_block.start, self._state.end_of_film(turn, frames_of_block.stop)
         pieces = self._pipeline.decoder.decode(latent.value)
         block_decode_ms = overlap_ms = 0.0
+        first_picture_s = math.nan
         while start < end:
-            with timeline.span("decode", latent.block, "decode worker") as span:
-                frames = next(pieces)
+            with timeline.span("decode", turn.block, "decode worker") as span:
+                frames = next(pieces)[: end - start]
+            if start == frames_of_block.start:
+                first_picture_s = time.monotonic() - latent.started_s
             block_decode_ms += span.duration_ms
             overlap_ms += timeline.overlap_ms(span, "denoise")
             timings = {"decode_ms": span.duration_ms}
@@ -158,27 +170,47 @@ class Workers:
             if stop == end:
                 timings |= latent.timings
                 timings |= {"block_decode_ms": block_decode_ms, "overlap_ms": overlap_ms}
-            if (pcm := self._pcm(latent, start, stop)) is not None:
-                chunk = Chunk(
-                    frames=frames,
-                    pcm=pcm,
-                    sample_rate_hz=latent.utterance.audio.sample_rate_hz,
-                    pts=float(start / self._pipeline.fps),
-                    block=latent.block,
-                    last_of_block=stop == end,
-                    timings=timings,
-                )
-                self._state.chunks.put((latent.utterance, chunk))
+            if (chunk := self._chunk(turn, frames, start, stop == end, timings)) is not None:
+                self._state.deliver(turn, chunk)
             start = stop
+        self._state.decoded(turn, first_picture_s)
 
-    def _pcm(self, latent: Latent, start: int, stop: int) -> npt.NDArray[np.float32] | None:
-        """The sound of video frames [start, stop) of the session; None once interrupted."""
+    def _chunk(
+        self,
+        turn: Turn,
+        frames: npt.NDArray[np.uint8],
+        start: int,
+        last_of_block: bool,
+        timings: dict[str, float],
+    ) -> Chunk | None:
+        """The frames from `start` of the session on, with their sound; None once interrupted."""
+        utterance, stop = turn.utterance, start + len(frames)
+        end = None if turn.idle else utterance.end_frame
         try:
-            return latent.utterance.pcm(start, stop)
+            pcm = self._silent(len(frames)) if turn.idle else utterance.pcm(start, stop)
         except SessionError:
-            if self._state.was_interrupted(latent.utterance):
+            if self._state.was_interrupted(turn):
                 return None
             raise
+        return Chunk(
+            frames=frames,
+            pcm=pcm,
+            sample_rate_hz=self._pipeline.output.sample_rate_hz,
+            pts=0.0,  # known when it is taken
+            block=turn.block,
+            last_of_block=last_of_block,
+            utterance=utterance.number,
+            speech=not turn.idle and (end is None or start < end),
+            last_of_utterance=end is not None and start < end <= stop,
+            timings=timings,
+        )
+
+    def _silent(self, num_frames: int) -> npt.NDArray[np.float32]:
+        output = self._pipeline.output
+        start, stop = self._idle_frames, self._idle_frames + num_frames
+        self._idle_frames = stop
+        samples = [round(f * output.sample_rate_hz / self._pipeline.fps) for f in (start, stop)]
+        return np.zeros((samples[1] - samples[0], output.channels), np.float32)
 
 
 # A thread that returns from native code into an interpreter that is being torn down ends the
