@@ -9,23 +9,13 @@ import time
 
 import numpy as np
 import pytest
-from pipeline_helpers import Background, in_time, speech
-from session_helpers import (
-    RATE_HZ,
-    engine,
-    nothing_is_left,
-    open_session,
-    stream_of,
-    take,
-    wait_until,
-)
 
 from liveact.engine import Engine
 from liveact.errors import BacklogFull, InputError, SessionError
 from liveact.session.chunk import Chunk
 from liveact.session.session import Session
-
-__all__ = ["engine", "nothing_is_left"]  # fixtures
+from tests.support.pipeline import Background, in_time, speech
+from tests.support.session import RATE_HZ, open_session, stream_of, take, wait_until
 
 
 def frames_of(chunks: list[Chunk]) -> int:
