@@ -4,7 +4,7 @@ On a GPU every sample is: write a buffer larger than the L2 cache, [the call,] e
 event. The write empties the cache of what the call will read (`cold`), or, with the call once
 before the first event, of nothing (`warm`: what fits into the cache is there). In both it keeps the
 GPU busy while the host issues the rest, so a kernel of 5 µs is not measured as its 10 µs of launch.
-The runtime's own ops are timed in the same way (bindings/timed_device.cpp).
+The runtime's own ops are timed in the same way (csrc/measure/timed.cpp).
 """
 
 from __future__ import annotations
