@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --disable-pip-version-check
+# Twice quiet: errors are shown, warnings about how pip is configured on this machine are not.
+PIP := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --quiet --disable-pip-version-check
 SOURCES := $(shell find include csrc bindings tests -name '*.cpp' -o -name '*.h')
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(shell find include csrc bindings -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint kernels wheel clean
+.PHONY: demo test test-fast lint kernels wheel clean
 
 build/venv: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -39,8 +40,16 @@ lint: build/tools
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 	$(BIN)/mypy
 
+# A worker per core, whole files at a time; the slowest tests are named.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations=20
+
+# Everything.
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# Without what takes more than some 8 s: sanitizers, the interpreter end to end, long sessions.
+test-fast: lint
+	$(PYTEST) -m "not slow"
 
 # GPU kernels for Hopper into the package: with them the engine can use a GPU.
 kernels: build/tools

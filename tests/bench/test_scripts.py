@@ -88,6 +88,7 @@ def test_gpu_script_stops_without_a_build(run, tmp_path: Path) -> None:
     assert not any("benchmarks" in call for call in calls)
 
 
+@pytest.mark.slow
 def test_gpu_script_keeps_to_its_limit(run, tmp_path: Path) -> None:
     """12 s: the stage that hangs is cut off when they are over, and the rest is skipped."""
     done, calls = run("gpu.sh", str(tmp_path / "out"), "wheels", "12", slow="benchmarks kernels")

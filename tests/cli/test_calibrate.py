@@ -109,12 +109,12 @@ def test_measuring_changes_nothing() -> None:
         stream = open_stream(dit, guidance=1.7)
         results.append(torch.cat([denoise(stream, block) for block in range(4)], dim=1))
     assert torch.equal(*results)
-    assert all(
-        difference > 0 and reference > 0
-        for layer in measuring.errors()
-        for linears in layer.values()
-        for difference, reference in linears
-    )
+    measured = measuring.errors()
+    assert [set(layer) for layer in measured] == [set(PRODUCTS)] * LAYERS
+    for layer in measured:
+        for product, linears in layer.items():
+            assert linears, product
+            assert all(difference > 0 and reference > 0 for difference, reference in linears)
 
 
 def test_an_error_is_what_torch_says(

@@ -133,7 +133,16 @@ def test_an_edit_that_is_never_reached_is_told(run: Run, tmp_path: Path, wav: Pa
 @pytest.mark.parametrize("fps", [20, 25])
 def test_silence_is_audio(run: Run, tmp_path: Path, fps: int) -> None:
     wav = write_wav(tmp_path / "silence.wav", np.zeros((16_000, 1)))
-    assert run(*generate(wav, tmp_path, fps=fps))[0] == 0
+    code, _, errors = run(*generate(wav, tmp_path, fps=fps))
+    assert (code, errors) == (0, "")
+    pictures, times, sound, rate_hz = decode(tmp_path / "video.mp4")
+    assert len(pictures) == len(times) == 21
+    assert abs(len(sound) / rate_hz - 21 / fps) <= 1024 / rate_hz
+    assert np.abs(sound).max() <= 2**-15, "expected nothing louder than a step of 16 bits"
+    # Neither grey nor a still: a NaN on the way would have come out as one value everywhere.
+    video = np.stack(pictures).astype(np.float64)
+    assert video.std(axis=(1, 2, 3)).min() > 10, "expected texture in every picture"
+    assert video.std(axis=0).mean() > 1, "expected pictures that change"
 
 
 # ------------------------------------------------------------------------------ bad options
@@ -197,6 +206,7 @@ def test_an_empty_prompt_is_a_prompt(run: Run, tmp_path: Path, wav: Path, prompt
     """As in the released code: the end-of-text token is there, so there is something to encode."""
     code, _, errors = run(*generate(wav, tmp_path, prompt=prompt))
     assert (code, errors) == (0, "")
+    assert len(decode(tmp_path / "video.mp4")[0]) == 21
 
 
 def test_edits_are_parsed() -> None:

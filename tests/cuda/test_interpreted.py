@@ -20,6 +20,7 @@ from tests.support.paths import REPOSITORY
 from tests.support.pipeline import demo_checkpoint, speech, write_wav
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "blocks", "guidance", "graphs"),
     # Blocks 0 and 1 run eagerly, the steps of block 2 are captured, block 3 replays them.
@@ -66,6 +67,7 @@ def test_cuda_backend_under_the_interpreter(
     assert "self_attention." + ("f8" if precision == "fp8" else "bf16") in metadata["launched"]
 
 
+@pytest.mark.slow
 def test_generate_on_a_cuda_device(tmp_path: Path, compiled_kernels: Path) -> None:
     """The main job from the command line to the mp4, every launch by the interpreter.
 

@@ -17,7 +17,13 @@ from tests.support.paths import REPOSITORY
 FOLDER = Path(__file__).resolve().parent / "interpreted"
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("test_*.py")))
+FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
+SLOW = {"test_memory.py", "test_vae_decoder.py"}
+
+
+@pytest.mark.parametrize(
+    "file", [pytest.param(f, marks=[pytest.mark.slow] if f in SLOW else []) for f in FILES]
+)
 def test_under_the_interpreter(file: str) -> None:
     command = [
         sys.executable,

@@ -309,6 +309,7 @@ def test_a_dropped_session_stops_its_workers(engine: Engine) -> None:
         wait_until(lambda: not workers(), "its workers run on")
 
 
+@pytest.mark.slow
 def test_the_process_ends_without_close(tmp_path: Path) -> None:
     script = f"""
 import numpy as np
@@ -447,6 +448,7 @@ class CheapDecoder:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("blocks", "decoder"), [(300, CheapDecoder()), (60, None)])
 def test_a_long_session_does_not_grow(
     engine: Engine, blocks: int, decoder: CheapDecoder | None

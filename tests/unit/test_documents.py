@@ -32,6 +32,9 @@ NOT_IN_THE_REPOSITORY = {
 }
 SOURCES = (".py", ".pyi", ".cpp", ".h", ".sh", ".md", ".toml", ".yaml")
 TEXTS = (*SOURCES, "Makefile", "CMakeLists.txt", ".ci/run")
+INCLUDE = r'^#include "([^"]+)"'
+INCLUDE_ROOTS = ("csrc", "include", "bindings")
+OF_LIBRARIES = {"cblas.h"}
 MADE_HERE = {"build", "out", "dist", "shared", "__pycache__"}
 
 
@@ -126,11 +129,26 @@ def test_cited_files_are_in_the_repository() -> None:
             ):
                 strangers.append(f"{path}: {cited}")
         folders = "csrc|include|bindings|engine|triton_kernels|reference|benchmarks|tests|examples"
-        for cited in re.findall(rf"(?<![\w./-])(?:{folders})/[\w./-]*\.(?:h|cpp|py|sh)\b", text):
+        prose = re.sub(INCLUDE, "", text, flags=re.M)  # has roots of its own, see below
+        for cited in re.findall(rf"(?<![\w./-])(?:{folders})/[\w./-]*\.(?:h|cpp|py|sh)\b", prose):
             if not (REPOSITORY / cited).exists():
                 strangers.append(f"{path}: {cited}")
         pattern = r"\bshared/(?!golden)[\w./-]*|\b(?:model|checkpoint)-spec\b|§"
         strangers += [f"{path}: {cited}" for cited in re.findall(pattern, text)]
+    assert not strangers, "\n".join(strangers)
+
+
+def test_included_files_are_in_the_repository() -> None:
+    """`#include "core/ops.h"` is seen from the folders that CMakeLists.txt gives the compiler."""
+    strangers, found = [], 0
+    for path, text in texts():
+        if path.endswith((".h", ".cpp")):
+            for included in re.findall(INCLUDE, text, flags=re.M):
+                found += 1
+                roots = [REPOSITORY / root for root in INCLUDE_ROOTS]
+                if included not in OF_LIBRARIES and not any((r / included).exists() for r in roots):
+                    strangers.append(f"{path}: {included}")
+    assert found > 100, "includes"
     assert not strangers, "\n".join(strangers)
 
 
