@@ -374,7 +374,7 @@ def test_a_live_pace_is_that_of_the_clock() -> None:
     pushed: list[float] = []
 
     class Listener:
-        def push_audio(self, pcm: Any, rate_hz: int, *, block: bool) -> None:
+        def push_audio(self, pcm: Any, rate_hz: int, *, timeout_s: float | None) -> None:
             pushed.append(len(pcm) / rate_hz)
 
         def end_of_audio(self) -> None:

@@ -175,7 +175,7 @@ class SessionState:
                 raise self._full(len(pcm) / sample_rate_hz)
             self._begin(utterance, pcm, sample_rate_hz)
             while len(pcm):
-                count = min(len(pcm), int(self._space_s() * sample_rate_hz))
+                count = int(min(len(pcm), self._space_s() * sample_rate_hz))
                 if count:
                     utterance.audio.push(pcm[:count], sample_rate_hz)
                     pcm = pcm[count:]
