@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,22 +61,53 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def output_target(path: Path) -> Path:
+    """The file that is made or replaced by writing `path`: where it leads, if it is a link.
+
+    Raises InputError where something is there that is no regular file and would be lost.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:  # nothing there, or a link that leads nowhere yet
+        return Path(os.path.realpath(path))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written: expected a file, found {one_line(error)}"
+        ) from error
+    if not stat.S_ISREG(mode):
+        found = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise InputError(f"{path}: cannot be written: expected a file, found {found}")
+    return Path(os.path.realpath(path))
+
+
 def partial_name(path: Path) -> Path:
     """A new name beside `path` for what will become `path` when it is complete.
 
-    Not the process number: in a container it is 1 again after a crash.
+    Not the process number: in a container it is 1 again after a crash. Of a long name only the
+    beginning: a name has at most 255 bytes, of which a letter may take four.
     """
-    return path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    return path.with_name(f".{path.name[:50]}.partial-{secrets.token_hex(4)}")
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A name to write to, which becomes `path` at the end of the scope; nothing stays of it after
-    an error. InputError where the system refuses: `path` is named, not the name in between."""
-    partial = partial_name(path)
+    an error. InputError where the system refuses, or `path` is no file that may be replaced: `path`
+    is named, not the name in between."""
+    target = output_target(path)
+    partial = partial_name(target)
     try:
         yield partial
-        partial.replace(path)
+        partial.replace(target)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {one_line(error)}") from error
     finally:

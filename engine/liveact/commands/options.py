@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from liveact.errors import InputError
+from liveact.files import output_target
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """`512x512` → (width, height). Raises InputError."""
-    width, x, height = text.lower().partition("x")
-    if not (x and width.isdecimal() and height.isdecimal() and len(text) < 16):
-        raise InputError(f"size: expected WIDTHxHEIGHT such as 512x512, found {text!r}")
-    return int(width), int(height)
+    """`512x512`, also with `X`, `×` or `*` → (width, height). Raises InputError."""
+    match = re.fullmatch(r"([0-9]{1,7})[xX×*]([0-9]{1,7})", text)  # not \d: digits are ASCII
+    if match is None:
+        raise InputError(f"size: expected WIDTHxHEIGHT such as 512x512, found {text!r:.80}")
+    return int(match[1]), int(match[2])
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -24,16 +26,18 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise InputError(f"{name}: expected {', '.join(choices)}, found {value!r}")
 
 
-def check_output(out: Path, inputs: Sequence[Path]) -> None:
-    """Refuses, before any work, what could not be written or would destroy an input."""
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: expected the directory {out.parent} to exist")
-    if out.is_dir():
-        raise InputError(f"{out}: expected a file to write, found a directory")
-    if not os.access(out.parent, os.W_OK):
-        raise InputError(f"{out}: expected a directory that can be written, found {out.parent}")
-    if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
-        raise InputError(f"{out}: expected an output other than the inputs, found one of them")
+def check_output(out: Path, others: Sequence[Path]) -> None:
+    """Refuses, before any work, what could not be written, is no regular file and would be lost, or
+    is one of `others`, the inputs and other outputs."""
+    target = output_target(out)
+    if not target.parent.is_dir():
+        raise InputError(f"{out}: expected the directory {target.parent} to exist")
+    if not os.access(target.parent, os.W_OK):
+        raise InputError(f"{out}: expected a directory that can be written, found {target.parent}")
+    for other in others:
+        same = os.path.realpath(other) == str(target)
+        if same or (target.exists() and other.exists() and target.samefile(other)):
+            raise InputError(f"{out}: expected a file of its own, found that of another option")
 
 
 def on_terminal() -> bool:

@@ -1,10 +1,9 @@
-"""The film out: an mp4 that is written while it is being generated."""
+"""The film out: a file that is written while it is being generated."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
+import weakref
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -17,25 +16,42 @@ import soxr
 from liveact.audio.tempo import FloatArray
 from liveact.blocks import exact_fps
 from liveact.errors import InputError
-from liveact.files import one_line
+from liveact.files import one_line, output_target, partial_name
 
 AAC_FRAME = 1024  # samples per packet
+# By the end of the name, libav's name of the container; all of them take H.264 and AAC.
+CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+
+
+def container_of(path: Path) -> str:
+    """libav's name of the container that a film's name asks for. Raises InputError."""
+    container = CONTAINERS.get(path.suffix.lower())
+    if container is None:
+        found = path.suffix or "a name without an end"
+        raise InputError(f"{path}: expected a film in {', '.join(CONTAINERS)}, found {found}")
+    return container
 
 
 class Mp4Writer:
-    """Writes an mp4 (H.264 and AAC) while it is being generated.
+    """Writes a film (H.264 and AAC) while it is being generated: an mp4, or what the end of the
+    name asks for, see CONTAINERS.
 
     The file grows under a temporary name beside `path` and takes its name when `close` has finished
     it, so a file of that name is always complete. As a context manager it closes, or aborts when
-    an exception passes. Memory is bounded as long as sound and pictures arrive together.
+    an exception passes; what is dropped or interrupted otherwise goes as well. Where `path` is a
+    link, the file that it leads to is replaced. Memory is bounded as long as sound and pictures
+    arrive together.
 
     - Picture: libx264, yuv420p, BT.709, CRF 18; frame i at exactly i/fps. Preset `veryfast`, since
       H100 and H200 have no encoder and the CPU must keep up: 7.7 ms of one core per 512×512 frame
       (a moving, noisy portrait; a shared machine of two cores).
-    - Sound: AAC; rates other than 32, 44.1 and 48 kHz become 48 kHz, more than two channels their
-      mean. It starts with the first frame and is padded with silence or cut to the picture's end.
+    - Sound: AAC; rates other than 32, 44.1 and 48 kHz become 48 kHz. It starts with the first frame
+      and is padded with silence or cut to the picture's end. More than two channels become two with
+      libav's own factors (those of ITU-R BS.775: centre and surround at −3 dB), scaled down where
+      the sum could clip; without a `layout` nothing says where each is, and their mean is mono.
     - The index is moved to the front at the end (faststart), which copies the file once. No
       fragments: they would make a crash lose less, but many editors and players cannot seek them.
+      Matroska has its index at the end, and times in milliseconds.
 
     Not thread-safe.
     """
@@ -48,8 +64,12 @@ class Mp4Writer:
         fps: float | Fraction,
         sample_rate_hz: int,
         channels: int,
+        layout: str | None = None,
     ) -> None:
+        """layout: libav's name of the order of the channels, such as `5.1`. Raises InputError."""
         self.path = Path(path)
+        self._target = output_target(self.path)
+        container = container_of(self.path)
         self.num_frames = 0
         self._width, self._height = width, height
         self._fps = exact_fps(fps)
@@ -60,15 +80,15 @@ class Mp4Writer:
             raise InputError(
                 f"{path}: expected sound, found {sample_rate_hz} Hz, {channels} channels"
             )
-        # Not the process number alone: in a container it is 1 again after a crash.
-        unique = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._partial = self.path.with_name(f".{self.path.name}.partial-{unique}")
+        self._mix = None if channels <= 2 else _downmix(channels, layout)  # [channels, 1 or 2]
+        self._partial = partial_name(self._target)
+        # Also when the constructor is interrupted, or nobody enters the context.
+        weakref.finalize(self, self._partial.unlink, missing_ok=True)
         try:
-            if self.path.is_dir():
-                raise IsADirectoryError("a directory")
             self._partial.open("xb").close()  # libav would notice only when it writes
+            options = {} if container == "matroska" else {"movflags": "faststart"}
             self._container = av.open(
-                str(self._partial), "w", format="mp4", options={"movflags": "faststart"}
+                f"file:{self._partial}", "w", format=container, options=options
             )
         except (av.FFmpegError, OSError) as error:
             raise InputError(f"{path}: cannot be written: {one_line(error)}") from error
@@ -115,7 +135,7 @@ class Mp4Writer:
             for stream in (self._video, self._audio):
                 self._container.mux(stream.encode(None))
             self._container.close()
-            self._partial.replace(self.path)
+            self._partial.replace(self._target)
             self._open = False
 
     def abort(self) -> None:
@@ -158,8 +178,8 @@ class Mp4Writer:
         rate_hz = (
             self._sample_rate_hz if self._sample_rate_hz in (32_000, 44_100, 48_000) else 48_000
         )
-        self._layout = "stereo" if self._channels == 2 else "mono"
-        num_tracks = 2 if self._channels == 2 else 1
+        num_tracks = self._channels if self._mix is None else self._mix.shape[1]
+        self._layout = "stereo" if num_tracks == 2 else "mono"
         self._audio = self._container.add_stream("aac", rate=rate_hz)
         self._audio.layout = self._layout
         self._audio.bit_rate = 96_000 * num_tracks
@@ -186,7 +206,7 @@ class Mp4Writer:
 
     def _write_sound(self, pcm: FloatArray, last: bool) -> None:
         """Encodes whole AAC frames up to the end of the picture; the last may be shorter."""
-        samples = pcm if self._channels <= 2 else pcm.mean(axis=1, keepdims=True)
+        samples = pcm if self._mix is None else pcm @ self._mix
         if self._resampler is not None:
             samples = self._resampler.resample_chunk(np.ascontiguousarray(samples), last=last)
         sound = np.concatenate([self._sound, samples.clip(-1, 1)])
@@ -214,3 +234,18 @@ class Mp4Writer:
             if isinstance(error, (av.FFmpegError, OSError)):
                 raise InputError(f"{self.path}: cannot be written: {one_line(error)}") from error
             raise
+
+
+def _downmix(channels: int, layout: str | None) -> FloatArray:
+    """What each channel gives to left and right, [channels, 2]; [channels, 1] without a layout."""
+    if layout is None:
+        return np.full((channels, 1), 1 / channels, np.float32)
+    # libav does not tell its factors, but what it makes of one impulse per channel is just them.
+    count = max(channels, 16)
+    impulses = np.eye(count, channels, dtype=np.float32).reshape(1, -1)
+    frame = av.AudioFrame.from_ndarray(impulses, "flt", layout)
+    frame.sample_rate = 48_000
+    mixed = av.AudioResampler("flt", "stereo", 48_000).resample(frame)[0].to_ndarray()
+    factors: FloatArray = mixed.reshape(-1, 2)[:channels].astype(np.float32)
+    factors /= max(1.0, float(factors.sum(axis=0).max()))
+    return factors
