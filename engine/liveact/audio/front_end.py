@@ -127,7 +127,7 @@ class AudioFrontEnd:
         self._whole: torch.Tensor | None = None  # [S, layers, hidden]
 
     def push(self, pcm: np.ndarray, sample_rate_hz: int) -> None:
-        """Appends PCM.
+        """Appends PCM; the mean of its channels is what the encoder hears.
 
         Args:
             pcm: [n] or [n, channels], n ≥ 0, float32, or int16 which is scaled to [−1, 1).

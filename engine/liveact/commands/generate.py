@@ -1,4 +1,4 @@
-"""`liveact generate`: a portrait and an audio file in, an mp4 out, with a table per block."""
+"""`liveact generate`: a portrait and an audio file in, a film out, with a table per block."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from liveact.dit.dit import MEMORIES
 from liveact.engine import VAE_DECODES, Engine
 from liveact.errors import InputError, SessionError
 from liveact.media.image import read_image
-from liveact.media.mp4 import Mp4Writer
+from liveact.media.mp4 import Mp4Writer, container_of
 from liveact.media.sound import AudioFile, open_audio
 from liveact.session.session import Session
 
@@ -39,9 +39,10 @@ def run(options: argparse.Namespace) -> None:
     edits = [Edit.parse(text) for text in options.edit]
     check_choice("memory", options.memory, MEMORIES)
     check_choice("vae-decode", options.vae_decode, VAE_DECODES)
-    for out in (options.out, options.trace):
-        if out is not None:
-            check_output(out, [options.image, options.audio])
+    check_output(options.out, [options.image, options.audio])
+    container_of(options.out)
+    if options.trace is not None:
+        check_output(options.trace, [options.image, options.audio, options.out])
     devices = open_devices(
         options.device, options.vae_device, options.precision, options.checkpoint
     )
@@ -95,7 +96,7 @@ class Edit:
     @classmethod
     def parse(cls, text: str) -> Edit:
         """From `7-8:laughing` or `7:laughing`. Raises InputError."""
-        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?:\s*(\S.*)", text, re.DOTALL)
+        match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?:\s*(\S.*)", text, re.DOTALL)
         if match is None:
             raise InputError(
                 f"edit: expected FIRST-LAST:PROMPT such as 7-8:laughing, found {text!r:.80}"
@@ -119,10 +120,8 @@ def unreached(edits: list[Edit], audio: AudioFile, fps: Fraction) -> list[str]:
 
 
 def audio_mode(audio: AudioFile) -> Literal["stream", "whole"]:
-    """`whole` for clips that are known to be short."""
-    return (
-        "whole" if audio.duration_s is not None and audio.duration_s <= WHOLE_CLIP_S else "stream"
-    )
+    """`whole` for short clips, by what is decoded: the length that a file announces may lie."""
+    return "whole" if audio.read_ahead(WHOLE_CLIP_S) else "stream"
 
 
 def write_video(
@@ -140,7 +139,8 @@ def write_video(
     rows: list[BlockRow] = []
     try:
         first = next(session)
-        writer = Mp4Writer(out, *size, session.fps, first.sample_rate_hz, first.pcm.shape[1])
+        rate_hz, channels = first.sample_rate_hz, first.pcm.shape[1]
+        writer = Mp4Writer(out, *size, session.fps, rate_hz, channels, audio.layout)
         expected = (
             session.clock.num_blocks(math.ceil(audio.duration_s * session.fps))
             if audio.duration_s
@@ -163,7 +163,8 @@ def write_video(
         raise InputError(f"{audio.path}: expected audio to make a block of, found none") from None
     finally:
         session.close()
-        feeder.join()
+        # A pipe may never give another byte, nor end.
+        feeder.join(None if audio.path.is_file() else 1.0)
     return rows
 
 
