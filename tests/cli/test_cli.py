@@ -70,7 +70,7 @@ def test_generate_writes_the_whole_video(
     assert lines[0].startswith("device: ")
     for i, line in enumerate(lines[1 : blocks + 1]):
         pattern = rf"block {i + 1}/{blocks}: denoise \d+ ms, decode \d+ ms, overlap \d+%, "
-        assert re.fullmatch(pattern + r"\d+\.\dx real time", line), output
+        assert re.fullmatch(pattern + r"\d+\.\d\dx real time", line), output
     assert lines[blocks + 1].startswith("Blocks"), "one line per block, however wide"
     assert f"{count} frames" in output.splitlines()[-1]
 
@@ -156,7 +156,7 @@ def test_silence_is_audio(run: Run, tmp_path: Path, fps: int) -> None:
             ({"size": size}, "size: expected")
             for size in (
                 "512", "0x0", "17x32", "100000x100000", "-32x32", "x", "32x", "32x32x32", "axb",
-                "16x16", "3.2e1x32", "32×32", "9" * 5000 + "x32",
+                "16x16", "3.2e1x32", "３２x32", "9" * 5000 + "x32",
             )
         ],
         *[({"fps": fps}, "fps") for fps in ("0", "-1", "nan", "inf", "1e9", "x", "")],
@@ -228,8 +228,8 @@ def test_outputs_that_cannot_be_written(run: Run, tmp_path: Path, wav: Path, opt
     assert list(directory.iterdir()) == []
 
 
-def test_a_full_disk_under_the_trace_is_one_line(run: Run, tmp_path: Path, wav: Path) -> None:
-    refused(run(*generate(wav, tmp_path, trace="/dev/full")), "/dev/full", "No space left")
+def test_a_trace_into_a_device_is_one_line(run: Run, tmp_path: Path, wav: Path) -> None:
+    refused(run(*generate(wav, tmp_path, trace="/dev/full")), "/dev/full", "found a device")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -258,21 +258,6 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (130, "liveact: interrupted\n")
     assert [p.name for p in tmp_path.iterdir()] == ["long.wav"]
-
-
-def test_a_reader_that_goes_away_ends_it(tmp_path: Path, wav: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "liveact", *generate(wav, tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ONE_THREAD,
-    )
-    assert process.stdout is not None and process.stderr is not None
-    process.stdout.close()
-    assert process.wait(timeout=30) == 1
-    assert process.stderr.read() == ""
-    process.stderr.close()
 
 
 def test_an_unexpected_error_while_reading_does_not_hang(

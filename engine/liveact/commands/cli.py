@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import io
-import os
+import contextlib
+import errno
+import re
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 
+from liveact import __version__
+from liveact.commands.output import Output, standard_output
 from liveact.errors import DeviceError, InputError, LiveActError
+
+# What these print is all that they make; None: --help and --version.
+PRINTING_COMMANDS = ("inspect", "doctor", None)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -21,21 +30,58 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="liveact", description="LiveAct engine: portrait and speech to video.")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    for name, text, add_options in (
-        ("generate", "a portrait and an audio file to an mp4", _generate),
-        ("replay", "recorded inputs through one part of the model", _replay),
-        ("demo-checkpoint", "write a tiny checkpoint of random weights", _demo_checkpoint),
-        ("inspect", "sizes, parameters and memory of a checkpoint", _inspect),
-        ("convert", "a checkpoint that loads without quantising anything", _convert),
-        ("calibrate", "what fp8 costs each product; writes a policy file", _calibrate),
-        ("doctor", "what is usable on this machine, and why not", None),
-    ):
-        command = commands.add_parser(name, help=text)
+    commands = (
+        ("generate", "a portrait and an audio file to a film", _generate, _GENERATE),
+        ("replay", "recorded inputs through one part of the model", _replay, _REPLAY),
+        ("demo-checkpoint", "write a tiny checkpoint of random weights", _demo_checkpoint, _DEMO),
+        ("inspect", "sizes, parameters and memory of a checkpoint", _inspect, _INSPECT),
+        ("convert", "a checkpoint that loads without quantising anything", _convert, _CONVERT),
+        ("calibrate", "what fp8 costs each product; writes a policy file", _calibrate, _CALIBRATE),
+        ("doctor", "what is usable on this machine, and why not", None, _DOCTOR),
+    )
+    parser = _Parser(
+        prog="liveact",
+        description="LiveAct engine: portrait and speech to video.",
+        epilog=_epilog(*(example for *_, example in commands)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"liveact {__version__}")
+    choices = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=_Parser
+    )
+    for name, text, add_options, example in commands:
+        command = choices.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=_epilog(example),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         if add_options is not None:
             add_options(command)
     return parser
+
+
+def _epilog(*examples: str) -> str:
+    return "".join(["examples:" if len(examples) > 1 else "example:", *examples])
+
+
+_GENERATE = r"""
+  liveact generate --checkpoint DIR --wav2vec WAV2VEC_DIR --image me.png --audio speech.wav \
+      --prompt "A person is speaking." --size 512x512 --out me.mp4"""
+_REPLAY = """
+  liveact replay --part dit --checkpoint DIR --inputs in.safetensors --out out.safetensors"""
+_DEMO = """
+  liveact demo-checkpoint demo/"""
+_INSPECT = """
+  liveact inspect DIR --size 720x416"""
+_CONVERT = """
+  liveact convert DIR --out FP8_DIR"""
+_CALIBRATE = r"""
+  liveact calibrate DIR --image me.png --audio speech.wav --prompt "A person is speaking." \
+      --out policy.json"""
+_DOCTOR = """
+  liveact doctor"""
 
 
 # ----------------------------------------------------------------------- options of the commands
@@ -45,7 +91,9 @@ def _generate(p: argparse.ArgumentParser) -> None:
     _add_checkpoint(p)
     _add_wav2vec(p)
     p.add_argument("--image", type=Path, required=True)
-    p.add_argument("--audio", type=Path, required=True, help="any file with a sound track")
+    p.add_argument(
+        "--audio", type=Path, required=True, help="any file with a sound track, or a pipe"
+    )
     p.add_argument("--prompt", required=True)
     p.add_argument(
         "--edit",
@@ -55,13 +103,13 @@ def _generate(p: argparse.ArgumentParser) -> None:
         help="another prompt for these blocks; may be repeated",
     )
     _add_size(p)
-    p.add_argument("--fps", type=float, default=20.0)
-    p.add_argument("--seed", type=int, default=42)
+    p.add_argument("--fps", type=_number, default=20.0)
+    p.add_argument("--seed", type=_whole, default=42)
     _add_model_options(p)
     _add_devices(p)
     p.add_argument("--vae-decode", default="streaming", help="streaming or windowed")
     p.add_argument("--trace", type=Path, help="write a Chrome JSON trace (ui.perfetto.dev)")
-    p.add_argument("--out", type=Path, required=True, help="the mp4")
+    p.add_argument("--out", type=Path, required=True, help="the film: .mp4, .m4v, .mov or .mkv")
 
 
 def _replay(p: argparse.ArgumentParser) -> None:
@@ -76,7 +124,7 @@ def _replay(p: argparse.ArgumentParser) -> None:
 
 def _demo_checkpoint(p: argparse.ArgumentParser) -> None:
     p.add_argument("directory", type=Path)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=_whole, default=0)
 
 
 def _inspect(p: argparse.ArgumentParser) -> None:
@@ -85,7 +133,7 @@ def _inspect(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--precision", help="fp32, bf16, fp8 or a policy file; default: as converted, else fp32"
     )
-    p.add_argument("--audio-guidance", type=float, default=1.0)
+    p.add_argument("--audio-guidance", type=_number, default=1.0)
 
 
 def _convert(p: argparse.ArgumentParser) -> None:
@@ -102,11 +150,11 @@ def _calibrate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--prompt", help="default: random features")
     _add_wav2vec(p)
     _add_size(p)
-    p.add_argument("--blocks", type=int, default=3, help="how many are measured (default 3)")
+    p.add_argument("--blocks", type=_whole, default=3, help="how many are measured (default 3)")
     p.add_argument(
-        "--threshold", type=float, default=0.05, help="largest error for fp8 (default 0.05)"
+        "--threshold", type=_number, default=0.05, help="largest error for fp8 (default 0.05)"
     )
-    p.add_argument("--seed", type=int, default=42)
+    p.add_argument("--seed", type=_whole, default=42)
     p.add_argument("--device", help="cpu or cuda:N; default: CUDA where usable, else cpu")
 
 
@@ -138,33 +186,98 @@ def _add_model_options(p: argparse.ArgumentParser) -> None:
         "--memory", default="sequential", help="sequential, sharded or mean (default sequential)"
     )
     p.add_argument(
-        "--audio-guidance", type=float, default=1.0, help="1 for none; above, half as fast"
+        "--audio-guidance", type=_number, default=1.0, help="1 for none; above, half as fast"
     )
 
 
+def _whole(text: str) -> int:
+    """A whole number in ASCII digits; `int` takes those of any script, and `1_000`."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,30}", text):
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r:.80}")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    """A number in ASCII characters. What the range is, the command says."""
+    try:
+        if text.isascii() and "_" not in text:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a number, found {text!r:.80}")
+
+
+# ------------------------------------------------------------------------------------ running
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, 1 for a failure, 2 for bad input."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has no ×, a file name
+    """Runs the command line. Returns the exit code: 0, 1 for a failure, 2 for bad input, 128 and
+    the number of the signal that ended it."""
+    with standard_output() as output, _signals_end_it() as received:
+        try:
+            message, code = _run(arguments, output)
+        except BaseException as error:
+            # NOTE: not always a KeyboardInterrupt. Raised in the middle of torch's unpickling it
+            # was seen to come out as an AttributeError.
+            if not received and not isinstance(error, KeyboardInterrupt):
+                raise
+            message, code = "", 1
+            received = received or [signal.SIGINT]
+        if code and received:
+            message = "interrupted" if received[0] == signal.SIGINT else "terminated"
+            code = 128 + received[0]
+        if message:
+            with contextlib.suppress(OSError):
+                print("liveact:", " ".join(message.split()), file=sys.stderr)
+        return code
+
+
+def _run(arguments: Sequence[str] | None, output: Output) -> tuple[str, int]:
+    """What to print where errors go, if anything, and the exit code."""
+    command = None
     try:
         options = _parser().parse_args(arguments)
+        command = options.command
         # Imported now: torch takes its time, and --help needs none of it.
-        import_module(f"liveact.commands.{options.command.replace('-', '_')}").run(options)
-        sys.stdout.flush()
-        return 0
+        import_module(f"liveact.commands.{command.replace('-', '_')}").run(options)
+    except SystemExit:  # --help and --version
+        pass
     except (InputError, DeviceError) as error:
-        print(f"liveact: {_one_line(error)}", file=sys.stderr)
-        return 2
+        return str(error), 2
     except LiveActError as error:
-        print(f"liveact: {_one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("liveact: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return str(error), 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return f"{error.filename}: expected a name, found {error.strerror}", 2
+    output.flush()
+    if output.lost is None or command not in PRINTING_COMMANDS:
+        return "", 0
+    if isinstance(output.lost, BrokenPipeError):  # whoever read it has seen enough
+        return "", 1
+    return f"standard output: cannot be written: {output.lost.strerror}", 1
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+@contextlib.contextmanager
+def _signals_end_it() -> Iterator[list[int]]:
+    """SIGTERM of a container or a service manager, and SIGHUP of a closed terminal, leave as little
+    behind as Ctrl-C: all three raise KeyboardInterrupt. One that is ignored (as by nohup) or
+    handled by somebody else stays so. Gives the numbers of those that came."""
+    received: list[int] = []
+
+    def end(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.getsignal(number) for number in numbers}
+    ours = {n: h for n, h in before.items() if h in (signal.SIG_DFL, signal.default_int_handler)}
+    try:
+        for number in ours:
+            signal.signal(number, end)
+        yield received
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)

@@ -23,7 +23,8 @@ class BlockRow:
     denoise_ms: float = 0.0
     decode_ms: float = 0.0
     overlap: float = 0.0  # share of the decoding that passed while a block was denoised
-    real_time: float = 0.0  # seconds since the block before was complete / seconds it plays
+    # Seconds that it plays / seconds since the block before was complete; above 1 it keeps up.
+    real_time: float = 0.0
 
 
 class Report:
@@ -62,11 +63,11 @@ class Report:
         row.decode_ms = chunk.timings["block_decode_ms"]
         row.overlap = chunk.timings["overlap_ms"] / max(row.decode_ms, 1e-9)
         now = time.perf_counter()
-        row.real_time = (now - self._last_s) * float(fps) / row.frames
+        row.real_time = row.frames / (float(fps) * max(now - self._last_s, 1e-9))
         self._last_s = now
         line = (
             f"denoise {row.denoise_ms:.0f} ms, decode {row.decode_ms:.0f} ms, "
-            f"overlap {row.overlap:.0%}, {1 / row.real_time:.1f}x real time"
+            f"overlap {row.overlap:.0%}, {row.real_time:.2f}x real time"
         )
         if self._console.is_terminal:
             self._progress.update(self._task, advance=1, description=line)
@@ -79,7 +80,7 @@ class Report:
 def table(rows: list[BlockRow]) -> Table:
     """The table of all blocks; of a long video the first and last ones."""
     result = Table(title="Blocks", title_justify="left")
-    for column in ("block", "frames", "denoise ms", "decode ms", "overlap", "real-time factor"):
+    for column in ("block", "frames", "denoise ms", "decode ms", "overlap", "x real time"):
         result.add_column(column, justify="right")
     shown = rows if len(rows) <= 40 else [*rows[:20], *rows[-20:]]
     for previous, row in zip([None, *shown], shown, strict=False):

@@ -8,6 +8,7 @@ the weights.
 from __future__ import annotations
 
 import html
+import logging
 import re
 import threading
 from pathlib import Path
@@ -101,7 +102,8 @@ class TextEncoder:
         return int(self._model.config.d_model)
 
     def encode(self, prompt: str, text_len: int = 512) -> torch.Tensor:
-        """The embeddings of a prompt of at most `text_len` tokens; what is longer is cut off.
+        """The embeddings of a prompt of at most `text_len` tokens. What is longer is cut off, and
+        a warning is logged to `liveact`.
 
         The released code pads to `text_len`, masks the padding and cuts the output to its true
         length. A masked key has weight exp(−∞) = 0 and the position bias depends on distances
@@ -116,10 +118,18 @@ class TextEncoder:
                 "found nothing"
             )
         with self._tokenizer_lock:
+            text = clean_prompt(prompt)
             tokens = self._tokenizer(
-                clean_prompt(prompt), truncation=True, max_length=text_len, return_tensors="pt"
+                text, truncation=True, max_length=text_len, return_tensors="pt"
             )
-        ids: torch.Tensor = tokens["input_ids"]
+            ids: torch.Tensor = tokens["input_ids"]
+            found = ids.shape[1]
+            if found == text_len:
+                found = len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        if found > text_len:
+            logging.getLogger("liveact").warning(
+                "prompt: %d tokens, the first %d are used", found, text_len
+            )
         if ids.shape[1] == 0:
             raise InputError(f"prompt: expected at least one token, found none in {prompt!r:.80}")
         return self.encode_ids(ids, torch.ones_like(ids))[0]
