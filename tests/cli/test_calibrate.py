@@ -314,7 +314,7 @@ def test_bad_arguments(run: Run, tmp_path: Path, options: list[str], expected: s
 
 
 def test_a_policy_that_cannot_be_written(run: Run, tmp_path: Path) -> None:
-    out = tmp_path / ("x" * 250 + ".json")  # the name of the partial file is too long
+    out = tmp_path / ("x" * 251 + ".json")  # a character too long
     refused(
         run("calibrate", demo_checkpoint(), f"--out={out}", "--size=32x32", "--blocks=1"),
         "cannot be written",

@@ -30,10 +30,11 @@ def check_output(out: Path, others: Sequence[Path]) -> None:
     """Refuses, before any work, what could not be written, is no regular file and would be lost, or
     is one of `others`, the inputs and other outputs."""
     target = output_target(out)
-    if not target.parent.is_dir():
-        raise InputError(f"{out}: expected the directory {target.parent} to exist")
-    if not os.access(target.parent, os.W_OK):
-        raise InputError(f"{out}: expected a directory that can be written, found {target.parent}")
+    folder = target.parent if out.is_symlink() else out.parent
+    if not folder.is_dir():
+        raise InputError(f"{out}: expected the directory {folder} to exist")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{out}: expected a directory that can be written, found {folder}")
     for other in others:
         same = os.path.realpath(other) == str(target)
         if same or (target.exists() and other.exists() and target.samefile(other)):
