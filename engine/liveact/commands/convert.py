@@ -43,6 +43,7 @@ from liveact.dit.precision import (
 from liveact.dit.weights import DTYPE_NAMES, check_precision, open_weights, product_weights
 from liveact.errors import InputError
 from liveact.files import one_line, read_json, whole_directory, write_json
+from liveact.finite import NOT_FINITE, all_finite
 
 SHARD_BYTES = 10**9
 
@@ -217,8 +218,13 @@ def _write_weights(
 
 
 def _converted(source: _Source, tensors: Tensors) -> dict[str, torch.Tensor]:
-    """What a tensor becomes: itself, or codes and scales."""
+    """What a tensor becomes: itself, or codes and scales. Raises InputError where it is damaged."""
     tensor = tensors[source.name]
+    if not all_finite(tensor):
+        raise InputError(
+            f"{tensors.file_of(source.name)}: DiT: tensor {source.name!r}: expected finite "
+            f"values, found {NOT_FINITE}"
+        )
     if not source.narrow:
         return {source.name: tensor}
     codes, scale = _core.quantize_weight(

@@ -131,6 +131,10 @@ class TorchOps:
         self.dtype = dtype
         self._prepared: dict[tuple[Convolution, str], torch.Tensor] = {}
 
+    def release(self) -> None:
+        """Lets go of the converted weights."""
+        self._prepared.clear()
+
     def _weight(
         self, module: Convolution, form: str, make: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
@@ -240,6 +244,12 @@ class TorchOps:
         if target is not None:
             target.copy_(value if gamma is None else F.silu(self.norm(value, gamma), inplace=True))
         return value if keep else None
+
+    def finite(self, x: Pending) -> torch.Tensor:
+        """Whether the result of the last convolution has neither NaN nor infinity: a bool on the
+        same device, which nothing waits for."""
+        total = x.value.sum(dtype=torch.float32)  # finite only if all of it is
+        return (total if x.bias is None else total + x.bias.sum()).isfinite()
 
     def video(self, x: Pending) -> torch.Tensor:
         """The result of the last convolution → [3, t, H, W] fp32."""

@@ -14,6 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from liveact.errors import SessionError
+from liveact.finite import NOT_FINITE
+
 Call = Callable[[torch.Tensor], torch.Tensor]  # latents [16, t, h, w] → uint8 [4·t, 8·h, 8·w, 3]
 
 
@@ -89,6 +92,7 @@ class DecodeQueue:
         latents: torch.Tensor,
         calls: Callable[[torch.Tensor], Iterable[torch.Tensor]],
         enqueue: Call,
+        finite: torch.Tensor,
     ) -> Iterator[npt.NDArray[np.uint8]]:
         """Enqueues all `calls` of `latents` and their copies to the host, then waits for one after
         the other.
@@ -97,20 +101,35 @@ class DecodeQueue:
             latents: [16, n, h, w], on any device.
             calls: cuts them into the parts [16, t, h, w] of the decoder's calls.
             enqueue: one call on the current stream; its result may be overwritten by the next.
+            finite: [1] bool on the stream's device; false once a call gave a NaN or an infinity.
+                It comes with the pictures, so that looking at it waits for nothing more.
+
+        Raises SessionError instead of the pictures of such a call.
         """
         staged = []
         with self.turn(latents):
             # In one go: a copy from pageable memory may wait for what was enqueued before it.
             for part in calls(latents.to(self.stream.device)):
                 with torch.cuda.nvtx.range("decode"):
-                    staged.append(self._to_host(enqueue(part)))
-        for host, event in staged:
+                    staged.append(self._to_host(enqueue(part), finite))
+        for host, flag, event in staged:
             event.synchronize()
+            check_finite(flag)
             yield host.numpy().copy()  # the pinned memory goes back to torch's pool
 
-    def _to_host(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
-        host = torch.empty(pictures.shape, dtype=torch.uint8, pin_memory=True)
-        host.copy_(pictures, non_blocking=True)
+    def _to_host(
+        self, pictures: torch.Tensor, finite: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.cuda.Event]:
+        hosts = []
+        for source in (pictures, finite):
+            host = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+            hosts.append(host.copy_(source, non_blocking=True))
         event = torch.cuda.Event(blocking=True)
         event.record(self.stream)
-        return host, event
+        return hosts[0], hosts[1], event
+
+
+def check_finite(finite: torch.Tensor) -> None:
+    """finite [1] bool on the CPU. Raises SessionError where it is false."""
+    if not finite.item():
+        raise SessionError(f"VAE: expected finite pictures, found {NOT_FINITE}")
