@@ -9,6 +9,8 @@ thread. The first error of a worker ends its session and reaches the consumer as
 
 from __future__ import annotations
 
+import itertools
+import logging
 import time
 import weakref
 from collections.abc import Iterator
@@ -17,12 +19,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from liveact import arguments
+from liveact.audio.front_end import MAX_RATE_HZ, MIN_RATE_HZ
 from liveact.errors import InputError, SessionError
+from liveact.lifetime import OneProcess
 from liveact.session.chunk import Chunk
 from liveact.session.queue import ClosedError
 from liveact.session.state import PromptEdit, SessionState
 from liveact.session.utterance import Utterance
 from liveact.session.workers import Pipeline, Workers
+
+_log = logging.getLogger("liveact")
+_numbers = itertools.count(1)
 
 
 class Session:
@@ -30,6 +38,15 @@ class Session:
 
     Use it as a context manager, or call `close`; a session that is merely dropped is stopped too,
     without waiting for its workers. One thread may push audio while another iterates.
+
+    Every method raises InputError for arguments of a wrong type or value, SessionError once the
+    session failed or was closed, LiveActError in a fork of the process that opened it, where only
+    `close` does nothing.
+
+    Attributes:
+        fps: video frames per second, exact.
+        clock: which video frames each block has.
+        name: for messages and the log.
     """
 
     def __init__(self, pipeline: Pipeline, text: torch.Tensor) -> None:
@@ -37,8 +54,10 @@ class Session:
         self.fps = pipeline.fps
         self.clock = pipeline.stream.clock
         self._encode_prompt = pipeline.encode_prompt
+        self.name = f"session {next(_numbers)}"
+        self._process = OneProcess(self.name)
         self._state = SessionState(text, pipeline.open_audio)
-        self._workers = Workers(self._state, pipeline)
+        self._workers = Workers(self._state, pipeline, self.name)
         weakref.finalize(self, self._workers.cancel).atexit = False
 
     def push_audio(
@@ -48,9 +67,12 @@ class Session:
         call and again at the first call after an interruption. With `block` it waits while too
         much audio is queued, else that raises InputError.
         """
+        self._process.check()
+        rate_hz = arguments.whole_number("sample rate", sample_rate, MIN_RATE_HZ, MAX_RATE_HZ)
+        samples = arguments.samples("pcm", pcm)
         utterance = self._state.speaking()
         try:
-            utterance.push(np.asarray(pcm), sample_rate, block=block)
+            utterance.push(samples, rate_hz, block=bool(block))
         except SessionError:
             # Interrupted while it waited: the rest of what was being said is dropped.
             self._raise_unless_interrupted(utterance)
@@ -61,6 +83,7 @@ class Session:
 
         Raises InputError when there was too little audio to make anything of.
         """
+        self._process.check()
         utterance = self._state.to_end()
         if utterance is None:
             return
@@ -76,11 +99,14 @@ class Session:
 
         Blocks that are already being made keep theirs. Later calls win where they overlap.
         """
-        if from_block < 0 or (to_block is not None and to_block < from_block):
-            raise InputError(
-                f"prompt: expected blocks 0 <= first <= last, found {from_block}, {to_block}"
-            )
-        self._state.edit(PromptEdit(from_block, to_block, self._encode_prompt(prompt)))
+        self._process.check()
+        first = arguments.whole_number("from_block", from_block)
+        last = None if to_block is None else arguments.whole_number("to_block", to_block)
+        if first < 0 or (last is not None and last < first):
+            raise InputError(f"prompt: expected blocks 0 <= first <= last, found {first}, {last}")
+        text = arguments.text("prompt", prompt)
+        self._state.check_open()
+        self._state.edit(PromptEdit(first, last, self._encode_prompt(text)))
 
     def interrupt(self) -> None:
         """Stops speaking: audio that is not used yet and chunks that are not taken yet are dropped.
@@ -90,7 +116,9 @@ class Session:
         from where the model is; `pts` of the next chunk follows the block number. After
         `end_of_audio` the iteration ends.
         """
+        self._process.check()
         self._state.interrupt()
+        _log.info("%s interrupted", self.name)
 
     def close(self) -> None:
         """Ends the session now and frees its memory; whoever waits on it gets SessionError.
@@ -98,6 +126,9 @@ class Session:
         Any thread, any time; returns when both workers have ended.
         """
         self._workers.close()
+
+    def __repr__(self) -> str:
+        return self.name
 
     def __enter__(self) -> Session:
         return self
@@ -115,8 +146,13 @@ class Session:
         return chunk
 
     def next_chunk(self, timeout_s: float | None = None) -> Chunk | None:
-        """The next chunk, None after the last; TimeoutError when none came in time."""
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        """The next chunk, None after the last; TimeoutError when none came in time.
+
+        timeout_s: seconds, 0 or more; None: for ever.
+        """
+        self._process.check()
+        wait_s = arguments.seconds("timeout_s", timeout_s)
+        deadline_s = None if wait_s is None else time.monotonic() + wait_s
         while True:
             left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
             try:
