@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -25,7 +26,17 @@ from pipeline_helpers import (
     in_time,
     speech,
 )
-from session_helpers import Gate, fail, open_session, pictures, run_whole, stream_of, take, workers
+from session_helpers import (
+    Gate,
+    decoder_of,
+    fail,
+    open_session,
+    pictures,
+    run_whole,
+    stream_of,
+    take,
+    workers,
+)
 
 from liveact import Engine, InputError, LiveActError, SessionError, _core
 from liveact.device import devices as devices_module
@@ -110,6 +121,20 @@ def test_close_waits_for_a_session_that_is_being_opened(engine: Engine) -> None:
     session = opening.result()
     with pytest.raises(SessionError, match="closed"):
         session.next_chunk()
+    assert not workers() and engine.devices.core.allocated_bytes == 0
+
+
+def test_workers_of_a_dropped_session_have_ended_before_the_weights_go(engine: Engine) -> None:
+    session = open_session(engine)
+    gate = Gate(decoder_of(session), "decode")
+    session.push_audio(speech(8.0), 16_000)
+    gate.wait()
+    del session
+    gc.collect()
+    closing = Background(engine.close)
+    assert closing.running(0.1), "it waits for the decode"
+    gate.open()
+    closing.result()
     assert not workers() and engine.devices.core.allocated_bytes == 0
 
 

@@ -52,7 +52,7 @@ from liveact.lifetime import Lifetime
 from liveact.media.image import fit_image, read_image
 from liveact.session.session import Session
 from liveact.session.timeline import Timeline
-from liveact.session.workers import Pipeline
+from liveact.session.workers import Pipeline, Workers
 from liveact.vae.condition import condition_on
 from liveact.vae.vae import Vae, VaeStream
 from liveact.vae.windowed import WindowedVaeStream
@@ -115,7 +115,8 @@ class Engine:
             dit, vae, text_encoder, image_encoder, audio_encoder
         )
         self._lifetime = Lifetime("engine")
-        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        # Not the sessions: of one that was dropped the workers may still be at work.
+        self._workers: weakref.WeakSet[Workers] = weakref.WeakSet()
         # Two threads may make the same entry at once; the first one is kept.
         self._lock = threading.Lock()
         self._prompts: LRUCache[object, torch.Tensor] = LRUCache(CACHED_PROMPTS)
@@ -144,7 +145,7 @@ class Engine:
             directory: the checkpoint.
             device: `cpu` or `cuda:N` for the DiT and the encoders; None: CUDA where usable, else
                 the CPU. `Engine.devices` says what was chosen and why. Or devices that are open
-                already (`open_devices`), which say the next two as well.
+                already (`liveact.device.devices.open_devices`), which say the next two as well.
             vae_device: the same for the VAE; None: where the DiT is.
             precision: `fp32`, `bf16`, `fp8`, a policy, or the file of one (`liveact calibrate`);
                 None: what the checkpoint was converted to, else fp32 on the CPU, fp8 on CUDA.
@@ -212,8 +213,8 @@ class Engine:
         if not self._lifetime.process.is_here():
             return
         self._lifetime.end()
-        for session in list(self._sessions):
-            session.close()
+        for workers in list(self._workers):
+            workers.close()
         with self._lock:
             networks, self._networks = self._networks, None
             self._prompts.clear()
@@ -354,7 +355,7 @@ class Engine:
                 timeline=Timeline(trace_file),
             )
             session = Session(pipeline, text)
-            self._sessions.add(session)
+            self._workers.add(session.workers)
         _log.info("%s opened: %d×%d at %g fps", session, width, height, float(rate))
         return session
 

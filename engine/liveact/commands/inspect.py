@@ -27,7 +27,9 @@ def run(options: argparse.Namespace) -> None:
     """Prints the table. Raises InputError."""
     size = parse_size(options.size)
     Console().print(
-        inspect_checkpoint(options.directory, size, options.precision, options.audio_guidance)
+        inspect_checkpoint(
+            options.directory, size, options.precision, options.audio_guidance, options.wav2vec
+        )
     )
 
 
@@ -36,11 +38,15 @@ def _gib(num_bytes: int) -> str:
 
 
 def inspect_checkpoint(
-    directory: Path, size: tuple[int, int], given: str | None, audio_guidance: float
+    directory: Path,
+    size: tuple[int, int],
+    given: str | None,
+    audio_guidance: float,
+    wav2vec: Path | None = None,
 ) -> Table:
     """Sizes, parameter counts and memory of one session in a precision. Raises InputError."""
     check_size(*size)
-    opened = open_checkpoint(directory)
+    opened = open_checkpoint(directory, wav2vec)
     config, tensors, vae = opened.dit_config, opened.dit, opened.vae
     precision = choose_precision(given, directory) or "fp32"
     check_precision(tensors, config, precision, directory)

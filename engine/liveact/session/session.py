@@ -127,6 +127,11 @@ class Session:
         """
         self._workers.close()
 
+    @property
+    def workers(self) -> Workers:
+        """What an engine closes together with itself."""
+        return self._workers
+
     def __repr__(self) -> str:
         return self.name
 
