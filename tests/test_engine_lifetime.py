@@ -138,6 +138,22 @@ def test_workers_of_a_dropped_session_have_ended_before_the_weights_go(engine: E
     assert not workers() and engine.devices.core.allocated_bytes == 0
 
 
+def test_a_session_that_cannot_be_opened_holds_nothing(engine: Engine, tmp_path: Path) -> None:
+    """Though its exception is held, and with it the frames that it went through."""
+    before = engine.devices.core.allocated_bytes
+    engine.vae.encode = fail  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="out of luck") as caught:
+        open_session(engine, trace=tmp_path / "trace.json", size=(48, 48))
+    assert caught.value.__traceback__ is not None
+    assert engine.devices.core.allocated_bytes == before
+    assert str(tmp_path) not in " ".join(os.readlink(f) for f in open_files())
+
+
+def open_files() -> list[str]:
+    folder = Path("/proc/self/fd")
+    return [str(f) for f in folder.iterdir() if f.is_symlink()]
+
+
 def test_many_engines_do_not_grow() -> None:
     """50 MB each, were they kept."""
 

@@ -16,10 +16,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,7 @@ MAX_SLOTS = 1024  # no layout is believed to have more
 CACHED_PROMPTS = 64
 CACHED_PICTURES = 16  # 6 MB each at 512×512
 
+AudioMode = Literal["stream", "whole"]
 Portrait = str | Path | Image.Image | npt.NDArray[np.uint8]
 # features [tokens, image_dim] of the image encoder, y [20, slots, h, w]
 EncodedPicture = tuple[torch.Tensor, torch.Tensor]
@@ -294,7 +296,7 @@ class Engine:
         memory: str | MemoryPolicy = "sequential",
         audio_guidance: float = 1.0,
         vae_decode: str = "streaming",
-        audio_mode: Literal["stream", "whole"] = "stream",
+        audio_mode: AudioMode = "stream",
         trace: str | Path | None = None,
     ) -> Session:
         """A session: one portrait that speaks what is pushed.
@@ -324,7 +326,7 @@ class Engine:
             policy = _memory_policy(memory)
             guidance = float(arguments.number("audio_guidance", audio_guidance, 1, 100))
             decode = arguments.choice("vae_decode", vae_decode, VAE_DECODES)
-            mode = arguments.choice("audio_mode", audio_mode, AUDIO_MODES)
+            mode = cast(AudioMode, arguments.choice("audio_mode", audio_mode, AUDIO_MODES))
             noise = torch.Generator().manual_seed(arguments.whole_number("seed", seed))
             trace_file = None if trace is None else arguments.path("trace", trace)
             prompt = arguments.text("prompt", prompt)
@@ -334,25 +336,26 @@ class Engine:
                 else fit_image(image, (width, height))
             )
             text = self.encode_prompt(prompt)
-            networks = self._open()
-            stream = networks.dit.open_stream(
-                latent_size((width, height)), policy, guidance, networks.image_encoder.tokens
-            )
-            stream.set_image(*self.encode_picture(pixels, stream.clock))
-            audio_encoder = networks.audio_encoder
+            with ExitStack() as undo:  # an exception would keep the frame, and so the memory, alive
+                timeline = Timeline(trace_file)
+                undo.callback(timeline.close)
+                networks = self._open()
+                stream = networks.dit.open_stream(
+                    latent_size((width, height)), policy, guidance, networks.image_encoder.tokens
+                )
+                undo.callback(stream.close)
+                stream.set_image(*self.encode_picture(pixels, stream.clock))
+                undo.pop_all()
+            decoder = VaeStream if decode == "streaming" else WindowedVaeStream
+            audio_encoder, clock = networks.audio_encoder, stream.clock
             pipeline = Pipeline(
                 stream=stream,
-                decoder=(VaeStream if decode == "streaming" else WindowedVaeStream)(networks.vae),
-                open_audio=lambda: AudioFrontEnd(
-                    audio_encoder,
-                    rate,
-                    stream.clock,
-                    mode="whole" if mode == "whole" else "stream",
-                ),
+                decoder=decoder(networks.vae),
+                open_audio=lambda: AudioFrontEnd(audio_encoder, rate, clock, mode=mode),
                 encode_prompt=self.encode_prompt,
                 fps=rate,
                 noise=noise,
-                timeline=Timeline(trace_file),
+                timeline=timeline,
             )
             session = Session(pipeline, text)
             self._workers.add(session.workers)
