@@ -197,6 +197,7 @@ def _write_weights(
     for number, shard in enumerate(shards, 1):
         file_name = f"{DIT_STEM}-{number:05}-of-{len(shards):05}.safetensors"
         written: dict[str, torch.Tensor] = {}
+        _check_finite(shard, tensors)
         for source in shard:
             written |= _converted(source, tensors)
             done += source.num_bytes
@@ -217,14 +218,23 @@ def _write_weights(
     return Conversion(precision, before, total, len(shards))
 
 
+def _check_finite(shard: list[_Source], tensors: Tensors) -> None:
+    """Raises InputError for a tensor with a NaN or an infinity.
+
+    All of a shard at once: small results between the large arrays keep the allocator from giving
+    their memory back, 8 MB for 40 layers of the demo's size.
+    """
+    for name in (source.name for source in shard):
+        if not all_finite(tensors[name]):
+            raise InputError(
+                f"{tensors.file_of(name)}: DiT: tensor {name!r}: expected finite values, "
+                f"found {NOT_FINITE}"
+            )
+
+
 def _converted(source: _Source, tensors: Tensors) -> dict[str, torch.Tensor]:
-    """What a tensor becomes: itself, or codes and scales. Raises InputError where it is damaged."""
+    """What a tensor becomes: itself, or codes and scales."""
     tensor = tensors[source.name]
-    if not all_finite(tensor):
-        raise InputError(
-            f"{tensors.file_of(source.name)}: DiT: tensor {source.name!r}: expected finite "
-            f"values, found {NOT_FINITE}"
-        )
     if not source.narrow:
         return {source.name: tensor}
     codes, scale = _core.quantize_weight(
