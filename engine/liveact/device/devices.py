@@ -85,9 +85,10 @@ def parse_device(name: str) -> str:
     if name == "cpu":
         return name
     kind, _, index = name.partition(":")
-    if kind == "cuda" and ((index.isascii() and index.isdecimal()) or name == "cuda"):
+    plain = index.isascii() and index.isdecimal() and len(index) < 10  # fits 32 bits
+    if kind == "cuda" and (plain or name == "cuda"):
         return f"cuda:{int(index or 0)}"
-    raise InputError(f"device: expected cpu or cuda:N, found {name!r}")
+    raise InputError(f"device: expected cpu or cuda:N, found {name!r:.80}")
 
 
 def open_devices(
