@@ -216,6 +216,9 @@ class _RandomText:
         generator = torch.Generator().manual_seed(self._seed)
         return torch.randn(min(PROMPT_TOKENS, text_len), self.dim, generator=generator)
 
+    def close(self) -> None:
+        """It holds nothing."""
+
 
 class _RandomImage:
     """Stands in for CLIP: features of its width. Runs once per session."""
@@ -228,3 +231,6 @@ class _RandomImage:
     def encode(self, image: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self._seed)
         return torch.randn(image.shape[0], self.tokens, self.dim, generator=generator)
+
+    def close(self) -> None:
+        """It holds nothing."""

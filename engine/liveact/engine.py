@@ -1,43 +1,65 @@
 """The engine: one checkpoint loaded on its devices, and the sessions opened on it.
 
-engine = Engine.load("ckpt/")
-with engine.open_session(image="me.png", prompt="A person is speaking.") as session:
-    session.push_audio(pcm, 48_000)
-    session.end_of_audio()
-    for chunk in session:
-        ...
+with Engine.load("ckpt/") as engine:
+    with engine.open_session(image="me.png", prompt="A person is speaking.") as session:
+        session.push_audio(pcm, 48_000)
+        session.end_of_audio()
+        for chunk in session:
+            ...
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import threading
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from cachetools import LRUCache, cachedmethod
+from PIL import Image
 
+from liveact import arguments
 from liveact.audio.chain import SAMPLES_PER_FEATURE, SoundFormat
-from liveact.audio.front_end import AudioFrontEnd
-from liveact.blocks import RELEASED_CLOCK, BlockClock, check_size, exact_fps, latent_size
-from liveact.checkpoint.layout import VAE_FILE, WAV2VEC_DIRECTORY
+from liveact.audio.front_end import MAX_RATE_HZ, MIN_RATE_HZ, AudioFrontEnd
+from liveact.audio.samples import MAX_CHANNELS
+from liveact.blocks import (
+    MAX_FPS,
+    MIN_FPS,
+    RELEASED_CLOCK,
+    BlockClock,
+    Slots,
+    check_size,
+    exact_fps,
+    latent_size,
+)
+from liveact.checkpoint.opened import OpenedCheckpoint, open_checkpoint
 from liveact.device.devices import Devices, open_devices
-from liveact.dit.dit import MEMORIES, Dit, MemoryPolicy
+from liveact.dit.dit import COMPRESS_AXES, MEMORIES, VALUE_FILTERS, Dit, MemoryPolicy
 from liveact.dit.precision import PrecisionPolicy
+from liveact.dit.weights import check_precision
 from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder
-from liveact.errors import InputError
+from liveact.errors import InputError, LiveActError
+from liveact.finite import NOT_FINITE, all_finite
+from liveact.lifetime import Lifetime
 from liveact.media.image import fit_image, read_image
 from liveact.session.session import Session
 from liveact.session.state import least_backlog_s
 from liveact.session.timeline import Timeline
-from liveact.session.workers import Pipeline
+from liveact.session.workers import Pipeline, Workers
 from liveact.vae.condition import condition_on
 from liveact.vae.vae import Vae, VaeStream
 from liveact.vae.windowed import WindowedVaeStream
@@ -46,14 +68,21 @@ VAE_DECODES = ("streaming", "windowed")
 IDLES = ("wait", "silence")
 BACKLOG_S = 3.0  # of audio that wait to be used, unless a session is opened with another limit
 IDLE_RATE_HZ = 48_000  # of the silence that comes before any sound
+AUDIO_MODES = ("stream", "whole")
+MAX_SLOTS = 1024  # no layout is believed to have more
 CACHED_PROMPTS = 64
 CACHED_PICTURES = 16  # 6 MB each at 512×512
 CACHED_SILENCES = 8  # one for each length of a block
 SILENCE_FEATURES = 100  # heard before a silent block: 4 s, as of speech
 
-Portrait = str | Path | npt.NDArray[np.uint8]
+AudioMode = Literal["stream", "whole"]
+Portrait = str | Path | Image.Image | npt.NDArray[np.uint8]
 # features [tokens, image_dim] of the image encoder, y [20, slots, h, w]
 EncodedPicture = tuple[torch.Tensor, torch.Tensor]
+# (component that is loaded next, bytes of the files loaded so far, bytes in all)
+Progress = Callable[[str, int, int], None]
+
+_log = logging.getLogger("liveact")
 
 
 def _picture_key(
@@ -63,9 +92,26 @@ def _picture_key(
     return hashlib.sha256(picture.numpy().tobytes()).digest(), tuple(picture.shape), clock
 
 
+@dataclass(frozen=True)
+class _Networks:
+    """What an engine lets go of when it is closed."""
+
+    dit: Dit
+    vae: Vae
+    text_encoder: TextEncoder
+    image_encoder: ImageEncoder
+    audio_encoder: AudioEncoder
+
+
 class Engine:
     """Weights and encoders; immutable but for caches of prompts and pictures. Any thread may open
-    sessions."""
+    sessions.
+
+    Use it as a context manager, or call `close`: that gives the memory of the weights back at once.
+
+    Attributes:
+        devices: what it runs on, and why.
+    """
 
     def __init__(
         self,
@@ -77,85 +123,180 @@ class Engine:
         image_encoder: ImageEncoder,
         audio_encoder: AudioEncoder,
     ) -> None:
-        self.devices, self.dit, self.vae = devices, dit, vae
-        self._text_encoder = text_encoder
-        self._image_encoder = image_encoder
-        self._audio_encoder = audio_encoder
+        self.devices = devices
+        self._networks: _Networks | None = _Networks(
+            dit, vae, text_encoder, image_encoder, audio_encoder
+        )
+        self._lifetime = Lifetime("engine")
+        # Not the sessions: of one that was dropped the workers may still be at work.
+        self._workers: weakref.WeakSet[Workers] = weakref.WeakSet()
         # Two threads may make the same entry at once; the first one is kept.
         self._lock = threading.Lock()
         self._prompts: LRUCache[object, torch.Tensor] = LRUCache(CACHED_PROMPTS)
         self._pictures: LRUCache[object, EncodedPicture] = LRUCache(CACHED_PICTURES)
         self._silences: LRUCache[object, torch.Tensor] = LRUCache(CACHED_SILENCES)
-        self._check_widths()
 
     @classmethod
     def load(
         cls,
         directory: str | Path,
         *,
-        device: str | None = None,
+        device: str | Devices | None = None,
         vae_device: str | None = None,
         precision: str | Path | PrecisionPolicy | None = None,
         wav2vec: str | Path | None = None,
+        progress: Progress | None = None,
     ) -> Engine:
-        """Loads a checkpoint directory in the released layout.
+        """Loads a checkpoint directory in the released layout. Every file is checked, by its names,
+        shapes and dtypes, before any of them is loaded.
+
+        An engine belongs to the process that loaded it. In a fork of it, which is what
+        `multiprocessing` makes on Linux unless told otherwise, neither its threads nor its GPU
+        exist, so everything raises LiveActError there: start processes with
+        `multiprocessing.get_context("spawn")` and load in each.
 
         Args:
             directory: the checkpoint.
             device: `cpu` or `cuda:N` for the DiT and the encoders; None: CUDA where usable, else
-                the CPU. `Engine.devices` says what was chosen and why.
+                the CPU. `Engine.devices` says what was chosen and why. Or devices that are open
+                already (`liveact.device.devices.open_devices`), which say the next two as well.
             vae_device: the same for the VAE; None: where the DiT is.
             precision: `fp32`, `bf16`, `fp8`, a policy, or the file of one (`liveact calibrate`);
                 None: what the checkpoint was converted to, else fp32 on the CPU, fp8 on CUDA.
             wav2vec: the audio encoder's directory; None: `wav2vec` in the checkpoint.
+            progress: told the component that comes next, the bytes of the files that are loaded and
+                the bytes in all; at the end `ready` and all bytes. In the thread that called.
 
-        Raises InputError for anything wrong with the files, DeviceError for the devices.
+        Raises InputError for anything wrong with the files or arguments, DeviceError for the
+        devices.
         """
-        directory = Path(directory)
-        if not directory.is_dir():
-            raise InputError(f"{directory}: expected a checkpoint directory, found none")
-        devices = open_devices(device, vae_device, precision, directory)
-        encoder_device = devices.torch_device
-        dit = Dit.load(directory, devices.core, devices.precision)
+        started_s = time.perf_counter()
+        if progress is not None and not callable(progress):
+            raise InputError(f"progress: expected a callable, found {progress!r:.80}")
+        folder = arguments.path("directory", directory)
+        audio_folder = None if wav2vec is None else arguments.path("wav2vec", wav2vec)
+        wanted = _wanted_devices(device, vae_device, precision)
+        opened = open_checkpoint(folder, audio_folder)
+        devices = wanted if isinstance(wanted, Devices) else open_devices(*wanted, folder)
+        check_precision(opened.dit, opened.dit_config, devices.precision, folder)
+        engine = cls._load(opened, devices, progress or (lambda *_: None))
+        _log.info("%s: %s; %.1f s", folder, devices.reason, time.perf_counter() - started_s)
+        return engine
+
+    @classmethod
+    def _load(cls, opened: OpenedCheckpoint, devices: Devices, progress: Progress) -> Engine:
+        sizes = {
+            what: sum(file.stat().st_size for file in files)
+            for what, files in opened.files().items()
+        }
+        total, encoder_device = sum(sizes.values()), devices.torch_device
+        done = 0
+
+        def begin(what: str) -> None:
+            nonlocal done
+            progress(what, done, total)
+            done += sizes[what]
+
+        # First what takes long to check: the tokenizer is read here.
+        begin("text encoder")
+        text_encoder = TextEncoder(opened.text, encoder_device)
+        begin("image encoder")
+        image_encoder = ImageEncoder(opened.image, encoder_device)
+        begin("audio encoder")
+        audio_encoder = AudioEncoder(opened.audio, encoder_device)
+        begin("VAE")
+        vae = opened.vae.fill(opened.vae_tensors, devices.vae_torch_device, devices.vae_launch)
+        begin("DiT")
+        dit = Dit(devices.core, opened.dit_config, opened.dit, devices.precision)
+        progress("ready", total, total)
         return cls(
             devices=devices,
             dit=dit,
-            vae=Vae.load(directory / VAE_FILE, devices.vae_torch_device, devices.vae_launch),
-            text_encoder=TextEncoder.load(directory, encoder_device),
-            image_encoder=ImageEncoder.load(directory, encoder_device),
-            audio_encoder=AudioEncoder.load(
-                wav2vec or directory / WAV2VEC_DIRECTORY, encoder_device
-            ),
+            vae=vae,
+            text_encoder=text_encoder,
+            image_encoder=image_encoder,
+            audio_encoder=audio_encoder,
         )
 
-    def _check_widths(self) -> None:
-        """The networks of a checkpoint must fit together."""
-        config = self.dit.config
-        audio = self._audio_encoder
-        for what, found, expected in (
-            ("text encoder width", self._text_encoder.dim, config.text_dim),
-            ("image encoder width", self._image_encoder.dim, config.image_dim),
-            ("audio encoder layers × width", audio.num_layers * audio.hidden, config.audio_dim),
-        ):
-            if found != expected:
-                raise InputError(f"{what}: expected {expected} as in the DiT, found {found}")
+    def close(self) -> None:
+        """Closes the sessions that are open on it, then frees the weights, on every device.
+
+        Any thread, any number of times; returns when all that is done. Any use afterwards raises
+        LiveActError. In a fork of the process it does nothing.
+        """
+        if not self._lifetime.process.is_here():
+            return
+        self._lifetime.end()
+        for workers in list(self._workers):
+            workers.close()
+        with self._lock:
+            networks, self._networks = self._networks, None
+            self._prompts.clear()
+            self._pictures.clear()
+            self._silences.clear()
+        if networks is None:
+            return
+        # A closed session that somebody holds still refers to them, so they are emptied.
+        networks.dit.close()
+        networks.vae.close()
+        for encoder in (networks.text_encoder, networks.image_encoder, networks.audio_encoder):
+            encoder.close()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        _log.info("engine closed")
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def dit(self) -> Dit:
+        """The DiT. Raises LiveActError once the engine is closed."""
+        return self._open().dit
+
+    @property
+    def vae(self) -> Vae:
+        """The VAE. Raises LiveActError once the engine is closed."""
+        return self._open().vae
+
+    def _open(self) -> _Networks:
+        self._lifetime.process.check()
+        if (networks := self._networks) is None:
+            raise LiveActError("engine: expected an open one, found a closed one")
+        return networks
+
+    def encode_prompt(self, prompt: str) -> torch.Tensor:
+        """[tokens, text_dim]; the last prompts are kept. Raises InputError."""
+        with self._lifetime.use():
+            return self._encode_prompt(arguments.text("prompt", prompt))
 
     @cachedmethod(attrgetter("_prompts"), lock=attrgetter("_lock"))
-    def encode_prompt(self, prompt: str) -> torch.Tensor:
-        """[tokens, text_dim]; the last prompts are kept."""
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:  # what a shell makes of bytes that are no UTF-8
-            raise InputError(f"prompt: expected Unicode text, found {prompt!r:.80}") from error
-        return self._text_encoder.encode(prompt, int(self.dit.config.text_len))
+    def _encode_prompt(self, prompt: str) -> torch.Tensor:
+        networks = self._open()
+        text = networks.text_encoder.encode(prompt, int(networks.dit.config.text_len))
+        return _finite("text encoder", text)
 
-    @cachedmethod(attrgetter("_pictures"), key=_picture_key, lock=attrgetter("_lock"))
     def encode_picture(
         self, picture: torch.Tensor, clock: BlockClock = RELEASED_CLOCK
     ) -> EncodedPicture:
-        """picture [3, H, W] in [−1, 1]; the results for the last pictures are kept."""
-        features = self._image_encoder.encode(picture[None])[0]
-        return features, condition_on(self.vae, picture, clock)
+        """picture [3, H, W] in [−1, 1]; the results for the last pictures are kept. Raises
+        InputError."""
+        if not isinstance(picture, torch.Tensor) or not isinstance(clock, BlockClock):
+            raise InputError(
+                "picture, clock: expected a tensor and a BlockClock, "
+                f"found {type(picture).__name__} and {type(clock).__name__}"
+            )
+        with self._lifetime.use():
+            return self._encode_picture(picture, clock)
+
+    @cachedmethod(attrgetter("_pictures"), key=_picture_key, lock=attrgetter("_lock"))
+    def _encode_picture(self, picture: torch.Tensor, clock: BlockClock) -> EncodedPicture:
+        networks = self._open()
+        features = networks.image_encoder.encode(picture[None])[0]
+        y = condition_on(networks.vae, picture, clock)
+        return _finite("image encoder", features), _finite("VAE encoder", y)
 
     @cachedmethod(attrgetter("_silences"), lock=attrgetter("_lock"))
     def silence_features(self, rows: int) -> torch.Tensor:
@@ -163,7 +304,8 @@ class Engine:
         layers, hidden]."""
         features = rows + SILENCE_FEATURES
         samples = torch.zeros(features * SAMPLES_PER_FEATURE)
-        return self._audio_encoder.encode(samples, features)[-rows:]
+        found = self._open().audio_encoder.encode(samples, features)[-rows:]
+        return _finite("audio encoder", found)
 
     def open_session(
         self,
@@ -176,7 +318,7 @@ class Engine:
         memory: str | MemoryPolicy = "sequential",
         audio_guidance: float = 1.0,
         vae_decode: str = "streaming",
-        audio_mode: Literal["stream", "whole"] = "stream",
+        audio_mode: AudioMode = "stream",
         idle: Literal["wait", "silence"] = "wait",
         max_backlog_s: float | None = None,
         sample_rate: int | None = None,
@@ -186,11 +328,13 @@ class Engine:
         """A session: one portrait that speaks what is pushed.
 
         Args:
-            image: file name, or uint8 [H, W, 3] RGB; scaled to cover `size` and centre-cropped.
+            image: file name, Pillow image, or uint8 [H, W] grey, [H, W, 3] RGB or [H, W, 4] RGBA
+                (transparent parts show white); scaled to cover `size` and centre-cropped.
             prompt: what the person does.
             size: width and height of the video, multiples of 16.
             fps: frames per second the video is played at, 1 to 100.
-            seed: of the noise; equal seeds give equal videos.
+            seed: of the noise, 64 bits; equal seeds give equal videos where everything else is
+                equal too, the number of threads included (docs/benchmarks.md).
             memory: `sequential`, `sharded` or `mean`, or a MemoryPolicy.
             audio_guidance: 1 for none; above, the strength of the speech (half as fast).
             vae_decode: `streaming`, or `windowed` as in the released code.
@@ -205,51 +349,121 @@ class Engine:
                 mono, where idling comes before it).
             trace: a file for a Chrome JSON trace of every stage.
 
-        Raises InputError.
+        Raises InputError before anything is allocated, DeviceError where the memory does not
+        suffice, LiveActError once the engine is closed.
         """
-        check_size(*size)
-        rate = exact_fps(fps)
-        output = SoundFormat(sample_rate or 0, channels or 0)
-        policy = memory if isinstance(memory, MemoryPolicy) else MemoryPolicy(memory)
-        for name, value, choices in (
-            ("memory", policy.memory, MEMORIES),
-            ("vae_decode", vae_decode, VAE_DECODES),
-            ("idle", idle, IDLES),
-        ):
-            if value not in choices:
-                raise InputError(f"{name}: expected {', '.join(choices)}, found {value!r}")
-        if not 1.0 <= audio_guidance <= 100.0:
-            raise InputError(f"audio_guidance: expected 1 to 100, found {audio_guidance}")
-        if not -(2**63) <= seed < 2**63:
-            raise InputError(f"seed: expected a 64-bit integer, found {seed}")
-        picture = (
-            fit_image(image, size) if isinstance(image, np.ndarray) else read_image(image, size)
-        )
-        text = self.encode_prompt(prompt)
-        stream = self.dit.open_stream(
-            latent_size(size), policy, audio_guidance, self._image_encoder.tokens
-        )
-        stream.set_image(*self.encode_picture(picture, stream.clock))
-        pipeline = Pipeline(
-            stream=stream,
-            decoder=(VaeStream if vae_decode == "streaming" else WindowedVaeStream)(self.vae),
-            open_audio=lambda: AudioFrontEnd(
-                self._audio_encoder, rate, stream.clock, mode=audio_mode, output=output
-            ),
-            output=output,
-            silence=self.silence_features,
-            encode_prompt=self.encode_prompt,
-            fps=rate,
-            noise=torch.Generator().manual_seed(seed),
-            timeline=Timeline(Path(trace) if trace is not None else None),
-        )
-        least_s = least_backlog_s(stream.clock, rate)
-        if max_backlog_s is None:
-            max_backlog_s = math.inf if audio_mode == "whole" else max(BACKLOG_S, 1.5 * least_s)
-        if not max_backlog_s >= least_s:
-            raise InputError(
-                f"max_backlog_s: expected {least_s:g} or more, found {max_backlog_s:g}"
+        with self._lifetime.use():
+            width, height = arguments.size("size", size)
+            check_size(width, height)
+            rate = exact_fps(arguments.number("fps", fps, MIN_FPS, MAX_FPS))
+            policy = _memory_policy(memory)
+            guidance = float(arguments.number("audio_guidance", audio_guidance, 1, 100))
+            decode = arguments.choice("vae_decode", vae_decode, VAE_DECODES)
+            idles = arguments.choice("idle", idle, IDLES) == "silence"
+            output = _sound_format(sample_rate, channels)
+            mode = cast(AudioMode, arguments.choice("audio_mode", audio_mode, AUDIO_MODES))
+            noise = torch.Generator().manual_seed(arguments.whole_number("seed", seed))
+            trace_file = None if trace is None else arguments.path("trace", trace)
+            prompt = arguments.text("prompt", prompt)
+            pixels = (
+                read_image(arguments.path("image", image), (width, height))
+                if isinstance(image, str | Path)
+                else fit_image(image, (width, height))
             )
-        if idle == "silence":
-            output.settle(IDLE_RATE_HZ, 1)
-        return Session(pipeline, text, max_backlog_s=max_backlog_s, idles=idle == "silence")
+            clock = BlockClock(Slots(*policy.slots))
+            backlog_s = _backlog_s(max_backlog_s, clock, rate, mode)
+            text = self.encode_prompt(prompt)
+            with ExitStack() as undo:  # an exception would keep the frame, and so the memory, alive
+                timeline = Timeline(trace_file)
+                undo.callback(timeline.close)
+                networks = self._open()
+                stream = networks.dit.open_stream(
+                    latent_size((width, height)), policy, guidance, networks.image_encoder.tokens
+                )
+                undo.callback(stream.close)
+                stream.set_image(*self.encode_picture(pixels, stream.clock))
+                undo.pop_all()
+            decoder = VaeStream if decode == "streaming" else WindowedVaeStream
+            audio_encoder = networks.audio_encoder
+            if idles:
+                output.settle(IDLE_RATE_HZ, 1)
+            pipeline = Pipeline(
+                stream=stream,
+                decoder=decoder(networks.vae),
+                open_audio=lambda: AudioFrontEnd(
+                    audio_encoder, rate, clock, mode=mode, output=output
+                ),
+                output=output,
+                silence=self.silence_features,
+                encode_prompt=self.encode_prompt,
+                fps=rate,
+                noise=noise,
+                timeline=timeline,
+            )
+            session = Session(pipeline, text, max_backlog_s=backlog_s, idles=idles)
+            self._workers.add(session.workers)
+        _log.info("%s opened: %d×%d at %g fps", session, width, height, float(rate))
+        return session
+
+
+def _wanted_devices(
+    device: object, vae_device: object, precision: object
+) -> Devices | tuple[str | None, str | None, str | Path | PrecisionPolicy | None]:
+    """The arguments of `Engine.load`, each of its type. Raises InputError."""
+    if isinstance(device, Devices):
+        if (vae_device, precision) != (None, None):
+            raise InputError(
+                "vae_device, precision: expected None beside opened devices, found "
+                f"{vae_device!r:.80}, {precision!r:.80}"
+            )
+        return device
+    if precision is not None and not isinstance(precision, PrecisionPolicy | Path):
+        precision = arguments.text("precision", precision)
+    return (
+        None if device is None else arguments.text("device", device),
+        None if vae_device is None else arguments.text("vae_device", vae_device),
+        precision,
+    )
+
+
+def _memory_policy(memory: object) -> MemoryPolicy:
+    """A policy of the right types and names. Raises InputError; slots that do not go together are
+    refused by the runtime."""
+    if not isinstance(memory, MemoryPolicy):
+        return MemoryPolicy(arguments.choice("memory", memory, MEMORIES))
+    arguments.choice("memory", memory.memory, MEMORIES)
+    arguments.choice("compress_axis", memory.compress_axis, COMPRESS_AXES)
+    arguments.choice("value_filter", memory.value_filter, VALUE_FILTERS)
+    if not isinstance(memory.slots, tuple) or len(memory.slots) != 4:
+        raise InputError(f"slots: expected a tuple of four, found {memory.slots!r:.80}")
+    for count in memory.slots:
+        arguments.whole_number("slots", count, 0, MAX_SLOTS)
+    return memory
+
+
+def _sound_format(sample_rate: object, channels: object) -> SoundFormat:
+    """Of the chunks; 0 for what is taken over from the first sound. Raises InputError."""
+    rate_hz = count = 0
+    if sample_rate is not None:
+        rate_hz = arguments.whole_number("sample_rate", sample_rate, MIN_RATE_HZ, MAX_RATE_HZ)
+    if channels is not None:
+        count = arguments.whole_number("channels", channels, 1, MAX_CHANNELS)
+    return SoundFormat(rate_hz, count)
+
+
+def _backlog_s(given: object, clock: BlockClock, rate: Fraction, mode: AudioMode) -> float:
+    """How much audio may wait, in seconds. Raises InputError."""
+    least_s = least_backlog_s(clock, rate)
+    if given is None:
+        return math.inf if mode == "whole" else max(BACKLOG_S, 1.5 * least_s)
+    if given == math.inf:
+        return math.inf
+    return float(arguments.number("max_backlog_s", given, least_s, 1e9))
+
+
+def _finite(what: str, result: torch.Tensor) -> torch.Tensor:
+    if not all_finite(result):
+        raise InputError(
+            f"{what}: expected finite numbers, found {NOT_FINITE} (are its weights damaged?)"
+        )
+    return result

@@ -52,7 +52,7 @@ def test_a_picture_is_encoded_once_per_content_and_size(engine, encodes):
 def test_the_condition_is_the_mask_and_the_encoded_picture(engine, encodes):
     picture = torch.rand(3, 32, 48) * 2 - 1
     features, y = engine.encode_picture(picture)
-    assert features.shape == (engine._image_encoder.tokens, engine.dit.config.image_dim)
+    assert features.shape == (engine._open().image_encoder.tokens, engine.dit.config.image_dim)
     assert y.shape == (20, 14, 4, 6)
     assert (y[:4, 0] == 1).all() and (y[:4, 1:] == 0).all()
     assert torch.equal(encodes[0][0, :, 0], picture)

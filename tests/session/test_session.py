@@ -406,7 +406,7 @@ def test_bad_audio_is_refused_and_the_session_goes_on(engine: Engine, pcm: Any) 
         {"vae_decode": "fast"},
         {"audio_guidance": float("nan")},
         {"audio_mode": "both"},
-        {"image": np.zeros((9, 9), np.uint8)},
+        {"image": np.zeros((9, 9), np.float32)},
         {"image": "missing.png"},
         {"prompt": "\ud800"},
         {"trace": "/dev/null/trace.json"},

@@ -20,6 +20,7 @@ import torch
 
 from liveact.checkpoint.random import random_vae
 from liveact.checkpoint.tensors import PthTensors
+from liveact.errors import SessionError
 from liveact.vae.queue import DecodeQueue, RecordedCall
 from liveact.vae.vae import Vae, VaeStream
 
@@ -135,6 +136,22 @@ def test_a_call_that_failed_while_it_warmed_up_is_not_recorded(vae, log):
     assert torch.equal(recorded(part, lambda latents: latents + 1), part + 1) and not log
     recorded(part, lambda latents: torch.zeros(4, 16, 16, 3))
     assert log == ["record 1", "replay"]
+
+
+def test_what_is_not_finite_comes_with_its_copy(vae, log):
+    """Nothing more is waited for than the pictures themselves."""
+    decoder = vae.open_stream()
+    latents = LATENTS[:, :6].clone()
+    latents[3, 4, 0, 0] = torch.nan
+    pieces = decoder.decode(latents)
+    log.clear()
+    found = 0
+    with pytest.raises(SessionError, match="VAE: expected finite pictures, found a NaN or an inf"):
+        for _ in pieces:
+            found += 1
+    assert found == 4 and log.count("waited") == log.count("copied") - 1 == 5
+    decoder.reset()
+    assert len(list(decoder.decode(LATENTS[:, :6]))) == 6
 
 
 def test_a_dropped_stream_is_freed_at_once(vae, monkeypatch):

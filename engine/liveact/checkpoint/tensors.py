@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from liveact.checkpoint.identify import other_files, other_form, other_names
 from liveact.errors import InputError
 from liveact.files import one_line, read_json, require_file
 
@@ -46,6 +47,15 @@ SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
 }
 _ZIP_MAGIC = b"PK\x03\x04"
+
+
+def _not_weights(path: Path, form: str, expected: str, error: Exception) -> InputError:
+    """For a file that a library cannot open: what it is, where that is known, else its error."""
+    try:
+        found = other_form(path, form)
+    except OSError:
+        found = None
+    return InputError(f"{path}: expected {expected}, found {found or one_line(error)}")
 
 
 # ------------------------------------------------------------------------------- safetensors
@@ -74,8 +84,7 @@ class Tensors(Mapping[str, torch.Tensor]):
             handle: Any = safe_open(str(file), framework="pt", device="cpu")
             slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            message = f"{file}: expected a safetensors file, found {one_line(error)}"
-            raise InputError(message) from error
+            raise _not_weights(file, "safetensors", "a safetensors file", error) from error
         self._handles[file] = handle
         for name, view in slices.items():
             if name in self._file_of:
@@ -161,7 +170,12 @@ def open_tensors(directory: Path, stem: str) -> Tensors:
     if single.exists():
         return open_tensor_file(single)
     if not index.exists():
-        raise InputError(f"{directory}: expected {single.name} or {index.name}, found neither")
+        instead = other_files(directory, stem, "safetensors") or other_files(
+            directory, "", "safetensors"
+        )
+        raise InputError(
+            f"{directory}: expected {single.name} or {index.name}, found neither{instead}"
+        )
 
     shard_of = _read_index(index)
     tensors = Tensors([directory / shard for shard in sorted(set(shard_of.values()))], index)
@@ -216,6 +230,9 @@ def load_pth(path: Path) -> PthTensors:
         InputError: not such a file, damaged, not a dict of names to dense tensors, or something
             that only unpickling with code could load.
     """
+    path = Path(path)
+    if not path.exists() and (instead := other_files(path.parent, path.stem, "torch")):
+        raise InputError(f"{path}: expected a file, found nothing{instead}")
     path = require_file(path)
     try:
         with path.open("rb") as file:
@@ -227,8 +244,7 @@ def load_pth(path: Path) -> PthTensors:
         raise
     # Unpickling damaged bytes raises nearly anything, from KeyError to MemoryError.
     except Exception as error:
-        message = f"{path}: expected a torch state dict, found {one_line(error)}"
-        raise InputError(message) from error
+        raise _not_weights(path, "torch", "a torch state dict", error) from error
     _check_state(state, path)
     return PthTensors(state, path)
 
@@ -311,7 +327,7 @@ def check_tensors(
         if name not in found:
             raise InputError(
                 f"{found.source}: {what}: expected tensor {name!r} of shape {list(shape)}, "
-                "found none of this name"
+                f"found {other_names(found, name)}"
             )
         where = f"{found.file_of(name)}: {what}: tensor {name!r}"
         if found.shape(name) != tuple(shape):

@@ -129,6 +129,7 @@ def _demo_checkpoint(p: argparse.ArgumentParser) -> None:
 
 def _inspect(p: argparse.ArgumentParser) -> None:
     p.add_argument("directory", type=Path)
+    _add_wav2vec(p)
     _add_size(p)
     p.add_argument(
         "--precision", help="fp32, bf16, fp8 or a policy file; default: as converted, else fp32"

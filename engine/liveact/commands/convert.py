@@ -43,6 +43,7 @@ from liveact.dit.precision import (
 from liveact.dit.weights import DTYPE_NAMES, check_precision, open_weights, product_weights
 from liveact.errors import InputError
 from liveact.files import one_line, read_json, whole_directory, write_json
+from liveact.finite import NOT_FINITE, all_finite
 
 SHARD_BYTES = 10**9
 
@@ -196,6 +197,7 @@ def _write_weights(
     for number, shard in enumerate(shards, 1):
         file_name = f"{DIT_STEM}-{number:05}-of-{len(shards):05}.safetensors"
         written: dict[str, torch.Tensor] = {}
+        _check_finite(shard, tensors)
         for source in shard:
             written |= _converted(source, tensors)
             done += source.num_bytes
@@ -214,6 +216,20 @@ def _write_weights(
     config = read_json(checkpoint / DIT_CONFIG_FILE)
     write_json(directory / DIT_CONFIG_FILE, config | {CONVERTED_KEY: record})
     return Conversion(precision, before, total, len(shards))
+
+
+def _check_finite(shard: list[_Source], tensors: Tensors) -> None:
+    """Raises InputError for a tensor with a NaN or an infinity.
+
+    All of a shard at once: small results between the large arrays keep the allocator from giving
+    their memory back, 8 MB for 40 layers of the demo's size.
+    """
+    for name in (source.name for source in shard):
+        if not all_finite(tensors[name]):
+            raise InputError(
+                f"{tensors.file_of(name)}: DiT: tensor {name!r}: expected finite values, "
+                f"found {NOT_FINITE}"
+            )
 
 
 def _converted(source: _Source, tensors: Tensors) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from liveact.errors import DeviceError
 
 _PACKAGES = (
     "torch",
-    "transformers",
+    "tokenizers",
     "safetensors",
     "numpy",
     "pillow",

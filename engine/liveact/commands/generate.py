@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from liveact.blocks import RELEASED_CLOCK, check_size, exact_fps
-from liveact.commands.options import check_choice, check_output, parse_size
+from liveact.commands.options import check_choice, check_output, on_terminal, parse_size
 from liveact.commands.report import BlockRow, Report, table
-from liveact.device.devices import open_devices
+from liveact.device.devices import Devices, open_devices
 from liveact.dit.dit import MEMORIES
 from liveact.engine import VAE_DECODES, Engine
 from liveact.errors import InputError, SessionError
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"device: {devices.reason}; audio encoded as {mode}")
     for line in unreached(edits, audio, fps):
         print(line)
-    with _open_session(options, size, mode) as session:
+    with _load(options, devices) as engine, _open_session(engine, options, size, mode) as session:
         for edit in edits:
             session.set_prompt(edit.prompt, edit.first, edit.last)
         rows = write_video(session, audio, options.out, size, sys.stdout)
@@ -61,16 +62,27 @@ def run(options: argparse.Namespace) -> None:
     print(f"{options.out}: {frames} frames, {float(frames / session.fps):.2f} s")
 
 
+def _load(options: argparse.Namespace, devices: Devices) -> Engine:
+    """The engine, with a bar on a terminal."""
+    columns = (TextColumn("loading {task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, disable=not on_terminal(), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        return Engine.load(
+            options.checkpoint,
+            device=devices,
+            wav2vec=options.wav2vec,
+            progress=lambda what, done, total: bar.update(
+                task, description=what, completed=done, total=total
+            ),
+        )
+
+
 def _open_session(
-    options: argparse.Namespace, size: tuple[int, int], mode: Literal["stream", "whole"]
+    engine: Engine,
+    options: argparse.Namespace,
+    size: tuple[int, int],
+    mode: Literal["stream", "whole"],
 ) -> Session:
-    engine = Engine.load(
-        options.checkpoint,
-        device=options.device,
-        vae_device=options.vae_device,
-        precision=options.precision,
-        wav2vec=options.wav2vec,
-    )
     return engine.open_session(
         image=options.image,
         prompt=options.prompt,

@@ -1,4 +1,4 @@
-"""`liveact inspect`: sizes and memory of a checkpoint."""
+"""`liveact inspect`: every file of a checkpoint checked, sizes and memory; nothing is loaded."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from rich.table import Table
 
 from liveact import _core
 from liveact.blocks import RELEASED_SLOTS, SIDE_MULTIPLE, check_size, latent_size
-from liveact.checkpoint.layout import DIT_CONFIG_FILE, VAE_FILE
+from liveact.checkpoint.layout import DIT_CONFIG_FILE
+from liveact.checkpoint.opened import OpenedCheckpoint, open_checkpoint
 from liveact.checkpoint.tensors import Tensors
 from liveact.commands.options import parse_size
 from liveact.dit.precision import Precision, choose_precision, converted_precision, core_precision
-from liveact.dit.weights import check_precision, open_weights
-from liveact.encoders.portrait import ImageEncoder
+from liveact.dit.weights import check_precision
 from liveact.errors import InputError
 from liveact.files import read_json
-from liveact.vae.vae import Vae
 
 
 def run(options: argparse.Namespace) -> None:
     """Prints the table. Raises InputError."""
     size = parse_size(options.size)
     Console().print(
-        inspect_checkpoint(options.directory, size, options.precision, options.audio_guidance)
+        inspect_checkpoint(
+            options.directory, size, options.precision, options.audio_guidance, options.wav2vec
+        )
     )
 
 
@@ -37,11 +38,16 @@ def _gib(num_bytes: int) -> str:
 
 
 def inspect_checkpoint(
-    directory: Path, size: tuple[int, int], given: str | None, audio_guidance: float
+    directory: Path,
+    size: tuple[int, int],
+    given: str | None,
+    audio_guidance: float,
+    wav2vec: Path | None = None,
 ) -> Table:
     """Sizes, parameter counts and memory of one session in a precision. Raises InputError."""
     check_size(*size)
-    config, tensors = open_weights(directory)
+    opened = open_checkpoint(directory, wav2vec)
+    config, tensors, vae = opened.dit_config, opened.dit, opened.vae
     precision = choose_precision(given, directory) or "fp32"
     check_precision(tensors, config, precision, directory)
     table = Table(title=str(directory), title_justify="left", show_header=False)
@@ -51,13 +57,13 @@ def inspect_checkpoint(
         table.add_row("weights", "random (made by demo-checkpoint): the picture is texture")
     for row in _dit_rows(directory, config, tensors):
         table.add_row(*row)
-    vae = Vae.load(directory / VAE_FILE)
-    table.add_row("VAE", f"{vae.parameter_count / 1e6:,.1f} M parameters")
+    for row in _other_rows(opened):
+        table.add_row(*row)
     width, height = size
     tokens = (width // SIDE_MULTIPLE) * (height // SIDE_MULTIPLE)
     table.add_row("picture", f"{width}×{height}: {tokens} tokens per latent frame")
     weight_bytes, stream_bytes = _dit_bytes(
-        directory, config, tensors, precision, latent_size(size), audio_guidance
+        directory, opened, precision, latent_size(size), audio_guidance
     )
     table.add_row("precision", str(precision))
     short = precision if isinstance(precision, str) else "policy"
@@ -85,27 +91,33 @@ def _dit_rows(
     yield "DiT files", f"{size} in {len(files)}, {origin}"
 
 
+def _other_rows(opened: OpenedCheckpoint) -> Iterator[tuple[str, str]]:
+    """Parameters and size of everything but the DiT."""
+    parameters, files = opened.parameters(), opened.files()
+    for what in ("text encoder", "image encoder", "audio encoder", "VAE"):
+        size = _gib(sum(file.stat().st_size for file in files[what]))
+        yield what, f"{parameters[what] / 1e6:,.1f} M parameters, {size}"
+
+
 def _dit_bytes(
     directory: Path,
-    config: _core.ModelConfig,
-    tensors: Tensors,
+    opened: OpenedCheckpoint,
     precision: Precision,
     latent: tuple[int, int],
     audio_guidance: float,
 ) -> tuple[int, int]:
     """Device memory of the weights and of one session."""
-    stored = "bf16" if tensors.dtype("head.head.weight") == torch.bfloat16 else "fp32"
-    image_tokens = ImageEncoder.load(directory).tokens
+    stored = "bf16" if opened.dit.dtype("head.head.weight") == torch.bfloat16 else "fp32"
     try:
         return _core.required_bytes(
             _core.open_cpu(),
-            config,
+            opened.dit_config,
             core_precision(precision),
             stored,
             *latent,
             RELEASED_SLOTS,
             audio_guidance,
-            image_tokens,
+            opened.image.sizes.tokens,
         )
     except InputError as error:
         raise InputError(f"{directory}: {error}") from None

@@ -83,6 +83,11 @@ class Dit:
         check_precision(tensors, config, precision, directory)
         return cls(device, config, tensors, precision)
 
+    def close(self) -> None:
+        """Frees the weights once the streams are closed; nothing may be called afterwards."""
+        del self.model
+        self._tensors = {}
+
     def open_stream(
         self,
         latent_size: tuple[int, int],

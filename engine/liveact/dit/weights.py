@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from liveact import _core
+from liveact.checkpoint.identify import other_names
 from liveact.checkpoint.layout import DIT_CONFIG_FILE, DIT_STEM
 from liveact.checkpoint.tensors import Tensors, check_tensors, open_tensors
 from liveact.dit.precision import (
@@ -90,7 +91,8 @@ def read_config(path: Path, tensors: Tensors) -> _core.ModelConfig:
 
 def _columns(tensors: Tensors, name: str, windows: int) -> int:
     if name not in tensors:
-        raise InputError(f"{tensors.source}: expected tensor {name}, found none")
+        found = other_names(tensors, name)
+        raise InputError(f"{tensors.source}: DiT: expected tensor {name!r}, found {found}")
     shape = tensors.shape(name)
     if len(shape) != 2 or shape[1] == 0 or shape[1] % windows:
         raise InputError(

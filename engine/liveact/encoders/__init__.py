@@ -1,5 +1,5 @@
 """The three encoders whose outputs condition the DiT: prompt, portrait and speech.
 
-Each is a `transformers` model behind the tensor names of the released files. `transformers` takes
-seconds to import, so it is imported when an encoder is loaded and not before.
+Each has the tensor names of the released files. `open_…` checks sizes, names and shapes and reads
+no weights; the encoder then takes what was opened.
 """

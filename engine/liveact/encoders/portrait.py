@@ -8,24 +8,16 @@ layer is checked for but neither loaded nor run. Sizes are those of ViT-H/14 unl
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from liveact.checkpoint.layout import IMAGE_CONFIG_FILE, IMAGE_FILE
-from liveact.checkpoint.tensors import (
-    FLOATS,
-    PthTensors,
-    assign_tensors,
-    check_tensors,
-    load_pth,
-)
+from liveact.checkpoint.tensors import FLOATS, PthTensors, check_tensors, load_pth
+from liveact.encoders.weights import Weights, attention
 from liveact.errors import InputError
 from liveact.files import read_json, read_size
-
-if TYPE_CHECKING:
-    from transformers import CLIPVisionModel
 
 _VIT_HUGE_14: dict[str, Any] = {
     "image_size": 224,
@@ -38,16 +30,61 @@ _VIT_HUGE_14: dict[str, Any] = {
 # What the released model is and this one therefore has to be.
 _FIXED = {"pool_type": "token", "pre_norm": True, "post_norm": False, "activation": "gelu"}
 
+_EPS = 1e-5
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # of R, G, B in 0..1
 _STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ImageSizes(NamedTuple):
+    """Sizes of a vision tower."""
+
+    image_size: int
+    patch_size: int
+    dim: int
+    dim_ffn: int
+    num_heads: int
+    num_layers: int
+
+    @property
+    def tokens(self) -> int:
+        """One for the class and one for each patch."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+class ImageWeights(NamedTuple):
+    """What `open_image` found."""
+
+    sizes: ImageSizes
+    tensors: PthTensors
+
+
+def open_image(checkpoint_dir: Path | str) -> ImageWeights:
+    """Sizes and mapped weights of a checkpoint directory, checked; reads no weights.
+
+    Raises:
+        InputError: a file is missing or not what was expected.
+    """
+    checkpoint_dir = Path(checkpoint_dir)
+    sizes = _read_sizes(checkpoint_dir / IMAGE_CONFIG_FILE)
+    tensors = load_pth(checkpoint_dir / IMAGE_FILE)
+    check_tensors(tensors, shapes(sizes), FLOATS, "image encoder", ("visual.transformer.",))
+    return ImageWeights(sizes, tensors)
 
 
 class ImageEncoder:
     """Portrait → image embeddings. Stateless after loading; may be shared between threads."""
 
-    def __init__(self, model: CLIPVisionModel, sizes: _Sizes) -> None:
-        self._model = model
-        self._sizes = sizes
+    def __init__(
+        self,
+        opened: ImageWeights,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Reads the weights that `open_image` found, but for those of the last layer."""
+        self.sizes = opened.sizes
+        used = shapes(self.sizes._replace(num_layers=self.sizes.num_layers - 1))
+        wanted = {name: opened.tensors[name] for name in used if "post_norm" not in name}
+        self.weights = Weights(wanted, device, dtype)
 
     @classmethod
     def load(
@@ -56,27 +93,22 @@ class ImageEncoder:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> ImageEncoder:
-        """Loads the `visual.*` tensors; `InputError` if they are not what was expected."""
-        checkpoint_dir = Path(checkpoint_dir)
-        sizes = _read_sizes(checkpoint_dir / IMAGE_CONFIG_FILE)
-        tensors = load_pth(checkpoint_dir / IMAGE_FILE)
-        check_tensors(tensors, _shapes(sizes), FLOATS, "image encoder", ("visual.transformer.",))
-        model = _build_model(sizes)
-        assign_tensors(model, _renamed(tensors, sizes.num_layers - 1), device, dtype)
-        # A buffer that is in no checkpoint, so still on the meta device.
-        positions = torch.arange(sizes.tokens, device=device)
-        model.embeddings.register_buffer("position_ids", positions[None], persistent=False)
-        return cls(model, sizes)
+        """`open_image`, then the weights."""
+        return cls(open_image(checkpoint_dir), device, dtype)
+
+    def close(self) -> None:
+        """Frees the weights; nothing may be called afterwards."""
+        self.weights.clear()
 
     @property
     def dim(self) -> int:
         """Width of the embeddings; 1280 in the released model."""
-        return self._sizes.dim
+        return self.sizes.dim
 
     @property
     def tokens(self) -> int:
         """Number of embeddings of an image, class token included; 257 in the released model."""
-        return self._sizes.tokens
+        return self.sizes.tokens
 
     @torch.no_grad()
     def encode(self, image: torch.Tensor) -> torch.Tensor:
@@ -96,40 +128,44 @@ class ImageEncoder:
             raise InputError(
                 f"image: expected [1, 3, H, W] or [1, 3, 1, H, W], found {list(shape)}"
             )
-        image = image.to(device=self._model.device, dtype=torch.float32)
-        square = (self._sizes.image_size, self._sizes.image_size)
+        image = image.to(device=self.weights.device, dtype=torch.float32)
+        square = (self.sizes.image_size, self.sizes.image_size)
         image = F.interpolate(image, size=square, mode="bicubic", align_corners=False)
         mean, std = (image.new_tensor(x).view(1, 3, 1, 1) for x in (_MEAN, _STD))
         pixels = (image * 0.5 + 0.5 - mean) / std
-        output = self._model(pixel_values=pixels.to(self._model.dtype))
-        embeddings: torch.Tensor = output.last_hidden_state
-        return embeddings
+        weights = self.weights
+        patches = F.conv2d(
+            pixels.to(weights.dtype),
+            weights["visual.patch_embedding.weight"],
+            stride=self.sizes.patch_size,
+        )
+        x = torch.cat([weights["visual.cls_embedding"], patches.flatten(2).transpose(1, 2)], dim=1)
+        x = x + weights["visual.pos_embedding"]  # [1, tokens, dim]
+        x = weights.layer_norm("visual.pre_norm", x, _EPS)
+        for layer in range(self.sizes.num_layers - 1):
+            x = self._layer(f"visual.transformer.{layer}", x)
+        return x
+
+    def _layer(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """x [1, tokens, dim] → same shape."""
+        weights = self.weights
+        h = weights.layer_norm(f"{name}.norm1", x, _EPS)
+        q, k, v = weights.linear(f"{name}.attn.to_qkv", h).chunk(3, dim=-1)
+        seen = attention(q, k, v, self.sizes.num_heads)
+        x = x + weights.linear(f"{name}.attn.proj", seen)
+        h = weights.layer_norm(f"{name}.norm2", x, _EPS)
+        h = F.gelu(weights.linear(f"{name}.mlp.0", h))
+        return x + weights.linear(f"{name}.mlp.2", h)
 
 
-class _Sizes(NamedTuple):
-    """Sizes of a vision tower."""
-
-    image_size: int
-    patch_size: int
-    dim: int
-    dim_ffn: int
-    num_heads: int
-    num_layers: int
-
-    @property
-    def tokens(self) -> int:
-        """One for the class and one for each patch."""
-        return (self.image_size // self.patch_size) ** 2 + 1
-
-
-def _read_sizes(path: Path) -> _Sizes:
+def _read_sizes(path: Path) -> ImageSizes:
     """The sizes in `clip_config.json`, or those of ViT-H/14 where there is no such file."""
     config = read_json(path) if path.exists() else _VIT_HUGE_14
     for key, value in _FIXED.items():
         if config.get(key, value) != value:
             raise InputError(f"{path}: expected {key} {value!r}, found {config[key]!r}")
     dim = read_size(config, "dim", path, at_most=2**16)
-    sizes = _Sizes(
+    sizes = ImageSizes(
         image_size=read_size(config, "image_size", path, at_most=2**14),
         patch_size=read_size(config, "patch_size", path, at_most=2**14),
         dim=dim,
@@ -145,26 +181,7 @@ def _read_sizes(path: Path) -> _Sizes:
     return sizes
 
 
-def _build_model(sizes: _Sizes) -> CLIPVisionModel:
-    """The tower without its last layer, on the meta device."""
-    from transformers import CLIPVisionConfig, CLIPVisionModel
-
-    values: dict[str, Any] = {
-        "hidden_size": sizes.dim,
-        "intermediate_size": sizes.dim_ffn,
-        "num_hidden_layers": sizes.num_layers - 1,
-        "num_attention_heads": sizes.num_heads,
-        "image_size": sizes.image_size,
-        "patch_size": sizes.patch_size,
-        "hidden_act": "gelu",  # the erf form
-        "layer_norm_eps": 1e-5,
-        "attn_implementation": "sdpa",
-    }
-    with torch.device("meta"):
-        return CLIPVisionModel(CLIPVisionConfig(**values))
-
-
-def _shapes(sizes: _Sizes) -> dict[str, tuple[int, ...]]:
+def shapes(sizes: ImageSizes) -> dict[str, tuple[int, ...]]:
     """Released name → shape of every tensor of the tower but the projection `visual.head`."""
     dim, ffn, patch = sizes.dim, sizes.dim_ffn, sizes.patch_size
     shapes: dict[str, tuple[int, ...]] = {
@@ -184,26 +201,3 @@ def _shapes(sizes: _Sizes) -> dict[str, tuple[int, ...]]:
     for norm in norms:
         shapes[f"{norm}.weight"] = shapes[f"{norm}.bias"] = (dim,)
     return shapes
-
-
-def _renamed(tensors: PthTensors, layers: int) -> dict[str, torch.Tensor]:
-    """The tensors under the names of `CLIPVisionModel`, q, k and v apart; views, no copies."""
-    renamed = {
-        "embeddings.class_embedding": tensors["visual.cls_embedding"][0, 0],
-        "embeddings.position_embedding.weight": tensors["visual.pos_embedding"][0],
-        "embeddings.patch_embedding.weight": tensors["visual.patch_embedding.weight"],
-    }
-    for kind in ("weight", "bias"):
-        renamed[f"pre_layrnorm.{kind}"] = tensors[f"visual.pre_norm.{kind}"]
-        renamed[f"post_layernorm.{kind}"] = tensors[f"visual.post_norm.{kind}"]
-        for layer in range(layers):
-            theirs, ours = f"visual.transformer.{layer}", f"encoder.layers.{layer}"
-            parts = tensors[f"{theirs}.attn.to_qkv.{kind}"].chunk(3)
-            for name, part in zip("qkv", parts, strict=True):
-                renamed[f"{ours}.self_attn.{name}_proj.{kind}"] = part
-            renamed[f"{ours}.self_attn.out_proj.{kind}"] = tensors[f"{theirs}.attn.proj.{kind}"]
-            renamed[f"{ours}.layer_norm1.{kind}"] = tensors[f"{theirs}.norm1.{kind}"]
-            renamed[f"{ours}.layer_norm2.{kind}"] = tensors[f"{theirs}.norm2.{kind}"]
-            renamed[f"{ours}.mlp.fc1.{kind}"] = tensors[f"{theirs}.mlp.0.{kind}"]
-            renamed[f"{ours}.mlp.fc2.{kind}"] = tensors[f"{theirs}.mlp.2.{kind}"]
-    return renamed

@@ -1,29 +1,29 @@
-"""The prompt encoder: UMT5-XXL in the released `.pth`, on the `transformers` implementation.
+"""The prompt encoder: UMT5-XXL in the released `.pth`.
 
-The model is the encoder half of UMT5: a relative position bias in every layer, gated GELU(tanh)
-feed-forward, no scaling of q·k. Sizes are those of UMT5-XXL unless a `t5_config.json` lies beside
-the weights.
+The encoder half of UMT5: a relative position bias in every layer, gated GELU(tanh) feed-forward, no
+scaling of q·k, RMS norms without bias. Sizes are those of UMT5-XXL unless a `t5_config.json` lies
+beside the weights.
 """
 
 from __future__ import annotations
 
 import html
 import logging
+import math
 import re
-import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import ftfy
 import torch
+from torch.nn import functional as F
 
 from liveact.checkpoint.layout import TEXT_CONFIG_FILE, TEXT_FILE, TOKENIZER_DIRECTORY
-from liveact.checkpoint.tensors import FLOATS, assign_tensors, check_tensors, load_pth
+from liveact.checkpoint.tensors import FLOATS, PthTensors, check_tensors, load_pth
+from liveact.encoders.tokens import PromptTokenizer, check_tokenizer
+from liveact.encoders.weights import Weights, attention
 from liveact.errors import InputError
 from liveact.files import read_json, read_size
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
 _UMT5_XXL: dict[str, Any] = {
     "vocab": 256384,
@@ -36,24 +36,44 @@ _UMT5_XXL: dict[str, Any] = {
     "shared_pos": False,
 }
 
-# transformers → released, for one layer and around the layers.
-_LAYER_NAMES = {
-    "layer.0.layer_norm.weight": "norm1.weight",
-    "layer.0.SelfAttention.q.weight": "attn.q.weight",
-    "layer.0.SelfAttention.k.weight": "attn.k.weight",
-    "layer.0.SelfAttention.v.weight": "attn.v.weight",
-    "layer.0.SelfAttention.o.weight": "attn.o.weight",
-    "layer.0.SelfAttention.relative_attention_bias.weight": "pos_embedding.embedding.weight",
-    "layer.1.layer_norm.weight": "norm2.weight",
-    "layer.1.DenseReluDense.wi_0.weight": "ffn.gate.0.weight",
-    "layer.1.DenseReluDense.wi_1.weight": "ffn.fc1.weight",
-    "layer.1.DenseReluDense.wo.weight": "ffn.fc2.weight",
-}
-_OUTER_NAMES = {
-    "shared.weight": "token_embedding.weight",
-    "encoder.embed_tokens.weight": "token_embedding.weight",
-    "encoder.final_layer_norm.weight": "norm.weight",
-}
+_EPS = 1e-6
+_FARTHEST = 128  # tokens; the last bucket is for all that are farther away
+
+
+class TextSizes(NamedTuple):
+    """Sizes of the encoder."""
+
+    vocabulary: int
+    dim: int
+    dim_attn: int
+    dim_ffn: int
+    num_heads: int
+    num_layers: int
+    num_buckets: int
+
+
+class TextWeights(NamedTuple):
+    """What `open_text` found. tokenizer: its file; None where its directory is missing."""
+
+    sizes: TextSizes
+    tensors: PthTensors
+    tokenizer: Path | None
+    tokenizer_directory: Path
+
+
+def open_text(checkpoint_dir: Path | str) -> TextWeights:
+    """Sizes, tokenizer and mapped weights of a checkpoint directory, checked; reads no weights.
+
+    Raises:
+        InputError: weights, sizes or tokenizer missing or not what was expected.
+    """
+    checkpoint_dir = Path(checkpoint_dir)
+    sizes = _read_sizes(checkpoint_dir / TEXT_CONFIG_FILE)
+    tensors = load_pth(checkpoint_dir / TEXT_FILE)
+    check_tensors(tensors, shapes(sizes), FLOATS, "text encoder", ("blocks.",))
+    directory = checkpoint_dir / TOKENIZER_DIRECTORY
+    tokenizer = check_tokenizer(directory) if directory.is_dir() else None
+    return TextWeights(sizes, tensors, tokenizer, directory)
 
 
 class TextEncoder:
@@ -61,15 +81,16 @@ class TextEncoder:
 
     def __init__(
         self,
-        model: UMT5EncoderModel,
-        tokenizer: PreTrainedTokenizerBase | None,
-        tokenizer_directory: Path,
+        opened: TextWeights,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
-        self._tokenizer_directory = tokenizer_directory
-        # Truncation is set on the tokenizer itself, so its calls exclude each other.
-        self._tokenizer_lock = threading.Lock()
+        """Reads the tokenizer and the weights that `open_text` found. Raises InputError."""
+        self.sizes, path = opened.sizes, opened.tokenizer
+        self._tokenizer = None if path is None else PromptTokenizer(path, self.sizes.vocabulary)
+        self._tokenizer_directory = opened.tokenizer_directory
+        wanted = {name: opened.tensors[name] for name in shapes(opened.sizes)}
+        self.weights = Weights(wanted, device, dtype)
 
     @classmethod
     def load(
@@ -78,28 +99,20 @@ class TextEncoder:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> TextEncoder:
-        """Loads weights, and the tokenizer if its directory is there.
+        """`open_text`, then the weights.
 
         Without a tokenizer `encode_ids` works and `encode` raises.
-
-        Raises:
-            InputError: weights, sizes or tokenizer missing or not what was expected.
         """
-        checkpoint_dir = Path(checkpoint_dir)
-        model = _load_model(checkpoint_dir, device, dtype)
-        directory = checkpoint_dir / TOKENIZER_DIRECTORY
-        tokenizer = _load_tokenizer(directory) if directory.is_dir() else None
-        if tokenizer is not None and len(tokenizer) > model.config.vocab_size:
-            raise InputError(
-                f"{directory}: expected at most the {model.config.vocab_size} tokens of the "
-                f"text encoder, found {len(tokenizer)}"
-            )
-        return cls(model, tokenizer, directory)
+        return cls(open_text(checkpoint_dir), device, dtype)
+
+    def close(self) -> None:
+        """Frees the weights; nothing may be called afterwards."""
+        self.weights.clear()
 
     @property
     def dim(self) -> int:
         """Width of the embeddings; 4096 in the released model."""
-        return int(self._model.config.d_model)
+        return self.sizes.dim
 
     def encode(self, prompt: str, text_len: int = 512) -> torch.Tensor:
         """The embeddings of a prompt of at most `text_len` tokens. What is longer is cut off, and
@@ -117,21 +130,14 @@ class TextEncoder:
                 f"{self._tokenizer_directory}: expected the directory of the tokenizer, "
                 "found nothing"
             )
-        with self._tokenizer_lock:
-            text = clean_prompt(prompt)
-            tokens = self._tokenizer(
-                text, truncation=True, max_length=text_len, return_tensors="pt"
-            )
-            ids: torch.Tensor = tokens["input_ids"]
-            found = ids.shape[1]
-            if found == text_len:
-                found = len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])
-        if found > text_len:
-            logging.getLogger("liveact").warning(
-                "prompt: %d tokens, the first %d are used", found, text_len
-            )
-        if ids.shape[1] == 0:
+        found, num_tokens = self._tokenizer.encode(clean_prompt(prompt), text_len)
+        if not found:
             raise InputError(f"prompt: expected at least one token, found none in {prompt!r:.80}")
+        if num_tokens > text_len:
+            logging.getLogger("liveact").warning(
+                "prompt: %d tokens, the first %d are used", num_tokens, text_len
+            )
+        ids = torch.tensor([found])
         return self.encode_ids(ids, torch.ones_like(ids))[0]
 
     @torch.no_grad()
@@ -149,15 +155,41 @@ class TextEncoder:
             raise InputError(
                 f"ids and mask: expected [1, n] each, found {list(ids.shape)}, {list(mask.shape)}"
             )
-        vocabulary = self._model.config.vocab_size
+        vocabulary = self.sizes.vocabulary
         if ids.numel() == 0 or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
             raise InputError(
                 f"ids: expected one or more in 0..{vocabulary - 1}, found {ids.tolist()!r:.80}"
             )
-        device = self._model.device
-        output = self._model(input_ids=ids.to(device), attention_mask=mask.to(device))
-        embeddings: torch.Tensor = output.last_hidden_state
-        return embeddings
+        weights, device = self.weights, self.weights.device
+        ids, mask = ids.to(device), mask.to(device)
+        buckets = _buckets(ids.shape[1], self.sizes.num_buckets).to(device)
+        lowest = torch.finfo(weights.dtype).min
+        masked = torch.where(mask[:, None, None, :] > 0, 0.0, lowest).to(weights.dtype)
+        x = F.embedding(ids, weights["token_embedding.weight"])  # [1, n, dim]
+        for layer in range(self.sizes.num_layers):
+            x = self._layer(f"blocks.{layer}", x, buckets, masked)
+        return self._norm("norm", x)
+
+    def _layer(
+        self, name: str, x: torch.Tensor, buckets: torch.Tensor, masked: torch.Tensor
+    ) -> torch.Tensor:
+        """x [1, n, dim] → same shape. buckets [n, n]; masked [1, 1, 1, n], added to the logits."""
+        weights = self.weights
+        table = weights[f"{name}.pos_embedding.embedding.weight"]  # [buckets, heads]
+        bias = F.embedding(buckets, table).permute(2, 0, 1)[None] + masked  # [1, heads, n, n]
+        h = self._norm(f"{name}.norm1", x)
+        q, k, v = (weights.linear(f"{name}.attn.{part}", h) for part in "qkv")
+        heard = attention(q, k, v, self.sizes.num_heads, bias, scale=1.0)
+        x = x + weights.linear(f"{name}.attn.o", heard)
+        h = self._norm(f"{name}.norm2", x)
+        gate = F.gelu(weights.linear(f"{name}.ffn.gate.0", h), approximate="tanh")
+        return x + weights.linear(f"{name}.ffn.fc2", gate * weights.linear(f"{name}.ffn.fc1", h))
+
+    def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """x [..., dim] scaled to a root mean square of 1, in float32."""
+        wide = x.float()
+        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + _EPS)
+        return self.weights[f"{name}.weight"] * scaled.to(x.dtype)
 
 
 def clean_prompt(prompt: str) -> str:
@@ -167,70 +199,61 @@ def clean_prompt(prompt: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 
-def _load_model(
-    checkpoint_dir: Path, device: torch.device | str, dtype: torch.dtype
-) -> UMT5EncoderModel:
-    from transformers import UMT5EncoderModel
-
-    config = _read_config(checkpoint_dir / TEXT_CONFIG_FILE)
-    tensors = load_pth(checkpoint_dir / TEXT_FILE)
-    with torch.device("meta"):
-        model = UMT5EncoderModel(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    released = {name: _released_name(name) for name in shapes}
-    expected = {released[name]: shape for name, shape in shapes.items()}
-    check_tensors(tensors, expected, FLOATS, "text encoder", ("blocks.",))
-    assign_tensors(model, {name: tensors[released[name]] for name in shapes}, device, dtype)
-    return model
-
-
-def _released_name(name: str) -> str:
-    """The released name of a parameter of `UMT5EncoderModel`."""
-    if name in _OUTER_NAMES:
-        return _OUTER_NAMES[name]
-    layer, inner = name.removeprefix("encoder.block.").split(".", 1)
-    return f"blocks.{layer}.{_LAYER_NAMES[inner]}"
+def shapes(sizes: TextSizes) -> dict[str, tuple[int, ...]]:
+    """Released name → shape of every tensor of the encoder."""
+    dim, attn, ffn = sizes.dim, sizes.dim_attn, sizes.dim_ffn
+    layer: dict[str, tuple[int, ...]] = {
+        "norm1.weight": (dim,),
+        "attn.q.weight": (attn, dim),
+        "attn.k.weight": (attn, dim),
+        "attn.v.weight": (attn, dim),
+        "attn.o.weight": (dim, attn),
+        "pos_embedding.embedding.weight": (sizes.num_buckets, sizes.num_heads),
+        "norm2.weight": (dim,),
+        "ffn.gate.0.weight": (ffn, dim),
+        "ffn.fc1.weight": (ffn, dim),
+        "ffn.fc2.weight": (dim, ffn),
+    }
+    found: dict[str, tuple[int, ...]] = {"token_embedding.weight": (sizes.vocabulary, dim)}
+    for i in range(sizes.num_layers):
+        found |= {f"blocks.{i}.{name}": shape for name, shape in layer.items()}
+    return found | {"norm.weight": (dim,)}
 
 
-def _read_config(path: Path) -> UMT5Config:
+def _buckets(count: int, num_buckets: int) -> torch.Tensor:
+    """[query, key] → the bucket of their distance, of `count` tokens each.
+
+    Half of the buckets are for keys behind the query. Of each half, half are for one distance each,
+    the others for ranges that grow logarithmically.
+    """
+    positions = torch.arange(count)
+    distance = positions[None, :] - positions[:, None]
+    half = num_buckets // 2
+    exact = half // 2
+    near = distance.abs()
+    ratio = torch.log(near.float() / exact) / math.log(_FARTHEST / exact)
+    far = (exact + (ratio * (half - exact)).long()).clamp(max=half - 1)
+    return (distance > 0).long() * half + torch.where(near < exact, near, far)
+
+
+def _read_sizes(path: Path) -> TextSizes:
     """The sizes in `t5_config.json`, or those of UMT5-XXL where there is no such file."""
-    from transformers import UMT5Config
-
-    sizes = read_json(path) if path.exists() else _UMT5_XXL
-    heads = read_size(sizes, "num_heads", path, at_most=1024)
-    dim_attn = read_size(sizes, "dim_attn", path, at_most=2**16)
+    config = read_json(path) if path.exists() else _UMT5_XXL
+    heads = read_size(config, "num_heads", path, at_most=1024)
+    dim_attn = read_size(config, "dim_attn", path, at_most=2**16)
     if dim_attn % heads:
         raise InputError(f"{path}: expected dim_attn divisible by {heads} heads, found {dim_attn}")
-    if sizes.get("shared_pos", False) is not False:
-        raise InputError(f"{path}: expected shared_pos false, found {sizes['shared_pos']!r}")
-    values: dict[str, Any] = {
-        "vocab_size": read_size(sizes, "vocab", path, at_most=2**24),
-        "d_model": read_size(sizes, "dim", path, at_most=2**16),
-        "d_kv": dim_attn // heads,
-        "d_ff": read_size(sizes, "dim_ffn", path, at_most=2**20),
-        "num_heads": heads,
-        "num_layers": read_size(sizes, "num_layers", path, at_most=256),
-        "relative_attention_num_buckets": read_size(sizes, "num_buckets", path, at_most=1024),
-        "relative_attention_max_distance": 128,
-        "feed_forward_proj": "gated-gelu",  # the tanh form
-        "layer_norm_epsilon": 1e-6,
-        "dropout_rate": 0.0,
-        "use_cache": False,
-        # The position bias is added to the logits, which the eager form does in all versions.
-        "attn_implementation": "eager",
-    }
-    return UMT5Config(**values)
-
-
-def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True
-        )
-    # Depending on the damage this raises from OSError to exceptions of the Rust tokenizers.
-    except Exception as error:
-        text = " ".join(str(error).split())[:200]
-        raise InputError(f"{directory}: expected a tokenizer, found {text}") from error
-    return tokenizer
+    if config.get("shared_pos", False) is not False:
+        raise InputError(f"{path}: expected shared_pos false, found {config['shared_pos']!r}")
+    buckets = read_size(config, "num_buckets", path, at_most=2 * _FARTHEST)
+    if buckets % 4:
+        raise InputError(f"{path}: expected num_buckets to be a multiple of 4, found {buckets}")
+    return TextSizes(
+        vocabulary=read_size(config, "vocab", path, at_most=2**24),
+        dim=read_size(config, "dim", path, at_most=2**16),
+        dim_attn=dim_attn,
+        dim_ffn=read_size(config, "dim_ffn", path, at_most=2**20),
+        num_heads=heads,
+        num_layers=read_size(config, "num_layers", path, at_most=256),
+        num_buckets=buckets,
+    )

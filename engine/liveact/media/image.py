@@ -112,14 +112,35 @@ def _reduce(image: Image.Image) -> None:
         image.draft(None, (image.width // 2, image.height // 2))
 
 
-def fit_image(pixels: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-    """The portrait in memory, uint8 [H, W, 3] RGB → what `read_image` makes of a file."""
+def fit_image(image: object, size: tuple[int, int]) -> torch.Tensor:
+    """The portrait in memory → what `read_image` makes of a file.
+
+    image: a Pillow image, or uint8 [H, W] grey, [H, W, 3] RGB or [H, W, 4] RGBA. Raises InputError.
+    """
     check_size(*size)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+    if isinstance(image, np.ndarray):
+        plain = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))
+        if image.dtype != np.uint8 or not plain or 0 in image.shape:
+            raise InputError(
+                "image: expected uint8 [H, W], [H, W, 3] or [H, W, 4], "
+                f"found {image.dtype} {list(image.shape)}"
+            )
+        image = Image.fromarray(np.ascontiguousarray(image))
+    if not isinstance(image, Image.Image):
         raise InputError(
-            f"image: expected uint8 [H, W, 3], found {pixels.dtype} {list(pixels.shape)}"
+            "image: expected a file name, a Pillow image or a NumPy array, "
+            f"found {type(image).__name__}"
         )
-    return _cover("image", Image.fromarray(np.ascontiguousarray(pixels)), size)
+    _check_pixels("image", *image.size)
+    if 0 in image.size:
+        raise InputError(f"image: expected a picture, found {image.width}×{image.height} pixels")
+    try:
+        picture = as_srgb("image", ImageOps.exif_transpose(image), image.format)
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes a file that late
+        raise InputError(f"image: expected a picture, found {one_line(error)}") from error
+    return _cover("image", picture, size)
 
 
 def _cover(path: Path | str, picture: Image.Image, size: tuple[int, int]) -> torch.Tensor:

@@ -9,6 +9,8 @@ thread. The first error of a worker ends its session and reaches the consumer as
 
 from __future__ import annotations
 
+import itertools
+import logging
 import weakref
 from collections.abc import Iterator
 
@@ -16,10 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from liveact import arguments
+from liveact.audio.front_end import MAX_RATE_HZ, MIN_RATE_HZ
 from liveact.errors import InputError
+from liveact.lifetime import OneProcess
 from liveact.session.chunk import Chunk, Interruption
 from liveact.session.state import PromptEdit, SessionState
 from liveact.session.workers import Pipeline, Workers
+
+_log = logging.getLogger("liveact")
+_numbers = itertools.count(1)
 
 
 class Session:
@@ -27,6 +35,15 @@ class Session:
 
     Use it as a context manager, or call `close`; a session that is merely dropped is stopped too,
     without waiting for its workers. One thread may push audio while another iterates.
+
+    Every method raises InputError for arguments of a wrong type or value, SessionError once the
+    session failed or was closed, LiveActError in a fork of the process that opened it, where only
+    `close` does nothing.
+
+    Attributes:
+        fps: video frames per second, exact.
+        clock: which video frames each block has.
+        name: for messages and the log.
     """
 
     def __init__(
@@ -36,10 +53,12 @@ class Session:
         self.fps = pipeline.fps
         self.clock = pipeline.stream.clock
         self._encode_prompt = pipeline.encode_prompt
+        self.name = f"session {next(_numbers)}"
+        self._process = OneProcess(self.name)
         self._state = SessionState(
             text, pipeline.open_audio, pipeline.fps, max_backlog_s=max_backlog_s, idles=idles
         )
-        self._workers = Workers(self._state, pipeline)
+        self._workers = Workers(self._state, pipeline, self.name)
         weakref.finalize(self, self._workers.cancel).atexit = False
 
     def push_audio(
@@ -58,7 +77,10 @@ class Session:
         Raises BacklogFull, where nothing is taken (timeout_s 0) or the rest was not; InputError for
         bad samples, or a format other than the utterance began with.
         """
-        self._state.push(np.asarray(pcm), sample_rate, timeout_s)
+        self._process.check()
+        rate_hz = arguments.whole_number("sample rate", sample_rate, MIN_RATE_HZ, MAX_RATE_HZ)
+        wait_s = arguments.seconds("timeout_s", timeout_s)
+        self._state.push(arguments.samples("pcm", pcm), rate_hz, wait_s)
 
     def end_of_utterance(self) -> int | None:
         """What was said so far is complete. Silence fills its last block, all of it is delivered,
@@ -66,6 +88,7 @@ class Session:
 
         Returns the number of the utterance; None where nothing was said, and nothing happens.
         """
+        self._process.check()
         return self._state.end_utterance()
 
     def end_of_audio(self) -> None:
@@ -74,6 +97,7 @@ class Session:
 
         Raises InputError when there was too little audio to make anything of.
         """
+        self._process.check()
         self._state.end()
 
     def set_prompt(self, prompt: str, from_block: int = 0, to_block: int | None = None) -> None:
@@ -81,11 +105,14 @@ class Session:
 
         Blocks that are already being made keep theirs. Later calls win where they overlap.
         """
-        if from_block < 0 or (to_block is not None and to_block < from_block):
-            raise InputError(
-                f"prompt: expected blocks 0 <= first <= last, found {from_block}, {to_block}"
-            )
-        self._state.edit(PromptEdit(from_block, to_block, self._encode_prompt(prompt)))
+        self._process.check()
+        first = arguments.whole_number("from_block", from_block)
+        last = None if to_block is None else arguments.whole_number("to_block", to_block)
+        if first < 0 or (last is not None and last < first):
+            raise InputError(f"prompt: expected blocks 0 <= first <= last, found {first}, {last}")
+        text = arguments.text("prompt", prompt)
+        self._state.check_open()
+        self._state.edit(PromptEdit(first, last, self._encode_prompt(text)))
 
     def interrupt(self) -> Interruption:
         """Stops speaking: audio that is not used yet and chunks that are not taken yet are dropped.
@@ -96,11 +123,15 @@ class Session:
 
         Returns which utterance was cut off, and how much of it was taken before.
         """
-        return self._state.interrupt()
+        self._process.check()
+        found = self._state.interrupt()
+        _log.info("%s interrupted", self.name)
+        return found
 
     @property
     def backlog_s(self) -> float:
         """Seconds of pushed audio that wait to be used."""
+        self._process.check()
         return self._state.backlog_s
 
     def close(self) -> None:
@@ -109,6 +140,14 @@ class Session:
         Any thread, any time; returns when both workers have ended.
         """
         self._workers.close()
+
+    @property
+    def workers(self) -> Workers:
+        """What an engine closes together with itself."""
+        return self._workers
+
+    def __repr__(self) -> str:
+        return self.name
 
     def __enter__(self) -> Session:
         return self
@@ -126,5 +165,9 @@ class Session:
         return chunk
 
     def next_chunk(self, timeout_s: float | None = None) -> Chunk | None:
-        """The next chunk, None after the last; TimeoutError when none came in time."""
-        return self._state.take(timeout_s)
+        """The next chunk, None after the last; TimeoutError when none came in time.
+
+        timeout_s: seconds, 0 or more; None: for ever.
+        """
+        self._process.check()
+        return self._state.take(arguments.seconds("timeout_s", timeout_s))

@@ -9,11 +9,12 @@ its workers stopped.
 from __future__ import annotations
 
 import atexit
+import logging
 import math
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -25,11 +26,16 @@ from liveact.audio.chain import SoundFormat
 from liveact.audio.front_end import AudioFrontEnd
 from liveact.dit.dit import STEPS, DitStream
 from liveact.errors import SessionError
+from liveact.files import one_line
+from liveact.finite import NOT_FINITE, all_finite
+from liveact.lifetime import OneProcess
 from liveact.session.chunk import Chunk
 from liveact.session.queue import ClosedError
 from liveact.session.state import Latent, SessionState, Turn
 from liveact.session.timeline import Timeline
 from liveact.vae.vae import VaeStream
+
+_log = logging.getLogger("liveact")
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,11 @@ class Pipeline:
 class Workers:
     """Two threads: one denoises block b+1 while the other decodes block b."""
 
-    def __init__(self, state: SessionState, pipeline: Pipeline) -> None:
-        self._state, self._pipeline = state, pipeline
+    def __init__(self, state: SessionState, pipeline: Pipeline, name: str) -> None:
+        """name: of the session, for the log."""
+        self._state, self._pipeline, self._name = state, pipeline, name
+        self._process = OneProcess(name)
+        self._closed = threading.Lock()  # held for ever once it was closed
         self._prompt_in_use: torch.Tensor | None = None
         self._idle_frames = 0  # so far: sound of them in all is exact
         self._threads = [
@@ -76,17 +85,24 @@ class Workers:
 
     def cancel(self) -> None:
         """Tells both to stop, and does not wait: for when nobody is left to talk to."""
+        if not self._process.is_here():
+            return
         self._state.close()
         self._pipeline.stream.cancel()
 
     def close(self) -> None:
-        """Stops both and frees what they held. Any thread, any time, any number of times."""
+        """Stops both and frees what they held. Any thread, any time, any number of times; in a fork
+        of the process, which has neither, it does nothing."""
+        if not self._process.is_here():
+            return
         self.cancel()
         for thread in self._threads:
             thread.join()
         self._pipeline.stream.close()
         self._pipeline.decoder.close()
         self._pipeline.timeline.close()
+        if self._closed.acquire(blocking=False):
+            _log.info("%s closed", self._name)
 
     def _run(self, work: Callable[[], None]) -> None:
         try:
@@ -95,6 +111,7 @@ class Workers:
             pass  # closed by the caller or after the other worker's error
         except BaseException as error:  # whatever it is, the consumer must learn of it
             if self._state.fail(error):
+                _log.error("%s failed: %s", self._name, one_line(error))
                 self._pipeline.stream.cancel()
 
     def _denoise_blocks(self) -> None:
@@ -123,7 +140,12 @@ class Workers:
         if turn.idle:
             return self._pipeline.silence(self._pipeline.stream.audio_rows_of_next_block)
         try:
-            return turn.utterance.features(turn.block)
+            features = turn.utterance.features(turn.block).cpu()  # where the runtime takes them
+            if not all_finite(features):
+                raise SessionError(
+                    f"block {turn.block}: expected finite audio features, found {NOT_FINITE}"
+                )
+            return features
         except SessionError:
             if not self._state.was_interrupted(turn):
                 raise
@@ -160,7 +182,7 @@ class Workers:
         first_picture_s = math.nan
         while start < end:
             with timeline.span("decode", turn.block, "decode worker") as span:
-                frames = next(pieces)[: end - start]
+                frames = self._next_piece(pieces, turn.block)[: end - start]
             if start == frames_of_block.start:
                 first_picture_s = time.monotonic() - latent.started_s
             block_decode_ms += span.duration_ms
@@ -174,6 +196,13 @@ class Workers:
                 self._state.deliver(turn, chunk)
             start = stop
         self._state.decoded(turn, first_picture_s)
+
+    @staticmethod
+    def _next_piece(pieces: Iterator[npt.NDArray[np.uint8]], block: int) -> npt.NDArray[np.uint8]:
+        try:
+            return next(pieces)
+        except SessionError as error:  # not finite
+            raise SessionError(f"block {block}: {error}") from error
 
     def _chunk(
         self,

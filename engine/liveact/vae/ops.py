@@ -131,6 +131,10 @@ class TorchOps:
         self.dtype = dtype
         self._prepared: dict[tuple[Convolution, str], torch.Tensor] = {}
 
+    def release(self) -> None:
+        """Lets go of the converted weights."""
+        self._prepared.clear()
+
     def _weight(
         self, module: Convolution, form: str, make: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
@@ -240,6 +244,14 @@ class TorchOps:
         if target is not None:
             target.copy_(value if gamma is None else F.silu(self.norm(value, gamma), inplace=True))
         return value if keep else None
+
+    def add_up(self, x: Pending, total: torch.Tensor, scratch: torch.Tensor) -> None:
+        """total += every number of the result of the last convolution, so that it is finite as long
+        as all of them are. Both are [] fp32 on the same device; nothing waits for them."""
+        torch.sum(x.value, dim=(0, 1, 2, 3), dtype=torch.float32, out=scratch)
+        total.add_(scratch)
+        if x.bias is not None:
+            total.add_(x.bias.sum())
 
     def video(self, x: Pending) -> torch.Tensor:
         """The result of the last convolution → [3, t, H, W] fp32."""

@@ -6,6 +6,7 @@ host that nobody waits for until the pictures are wanted.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from liveact.errors import SessionError
+from liveact.finite import NOT_FINITE
 
 Call = Callable[[torch.Tensor], torch.Tensor]  # latents [16, t, h, w] → uint8 [4·t, 8·h, 8·w, 3]
 
@@ -89,6 +93,7 @@ class DecodeQueue:
         latents: torch.Tensor,
         calls: Callable[[torch.Tensor], Iterable[torch.Tensor]],
         enqueue: Call,
+        total: torch.Tensor,
     ) -> Iterator[npt.NDArray[np.uint8]]:
         """Enqueues all `calls` of `latents` and their copies to the host, then waits for one after
         the other.
@@ -97,20 +102,35 @@ class DecodeQueue:
             latents: [16, n, h, w], on any device.
             calls: cuts them into the parts [16, t, h, w] of the decoder's calls.
             enqueue: one call on the current stream; its result may be overwritten by the next.
+            total: [] fp32 on the stream's device; no longer finite once a call gave a NaN or an
+                infinity. It comes with the pictures, so that looking at it waits for nothing more.
+
+        Raises SessionError instead of the pictures of such a call.
         """
         staged = []
         with self.turn(latents):
             # In one go: a copy from pageable memory may wait for what was enqueued before it.
             for part in calls(latents.to(self.stream.device)):
                 with torch.cuda.nvtx.range("decode"):
-                    staged.append(self._to_host(enqueue(part)))
-        for host, event in staged:
+                    staged.append(self._to_host(enqueue(part), total))
+        for host, sum_, event in staged:
             event.synchronize()
+            check_finite(sum_)
             yield host.numpy().copy()  # the pinned memory goes back to torch's pool
 
-    def _to_host(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
-        host = torch.empty(pictures.shape, dtype=torch.uint8, pin_memory=True)
-        host.copy_(pictures, non_blocking=True)
+    def _to_host(
+        self, pictures: torch.Tensor, total: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.cuda.Event]:
+        hosts = []
+        for source in (pictures, total):
+            host = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+            hosts.append(host.copy_(source, non_blocking=True))
         event = torch.cuda.Event(blocking=True)
         event.record(self.stream)
-        return host, event
+        return hosts[0], hosts[1], event
+
+
+def check_finite(total: torch.Tensor) -> None:
+    """total [] on the CPU: the sum of all pictures. Raises SessionError where it is not finite."""
+    if not math.isfinite(total.item()):
+        raise SessionError(f"VAE: expected finite pictures, found {NOT_FINITE}")
