@@ -26,6 +26,7 @@ void bind_device(py::module_& m) {
   const CudaLibraries defaults;
   py::class_<Device, std::shared_ptr<Device>>(m, "Device", "Memory and op queues of one device.")
       .def_property_readonly("name", &Device::name)
+      .def_property_readonly("threads", &Device::threads)
       .def_property_readonly("allocated_bytes", &Device::allocated_bytes)
       .def_property_readonly("allocation_count", &Device::allocation_count)
       .def_property_readonly("free_bytes", &Device::free_bytes);

@@ -29,36 +29,34 @@ std::vector<float> to_f32(const HostTensor& tensor) {
   return values;
 }
 
-void encode_rows(const HostTensor& tensor, const Rows& out) {
-#pragma omp parallel
-  {
+void encode_rows(const HostTensor& tensor, const Rows& out, Threads& threads) {
+  threads.run([&](int lane, int lanes) {
     std::vector<float> scratch(out.cols);
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < out.rows; ++row) {
+    const Share share(out.rows, lane, lanes);
+    for (int64_t row = share.begin; row < share.end; ++row) {
       write_row(
           out, row,
           read_f32(tensor.data, tensor.dtype, row * out.cols, out.cols, 1.0f, scratch.data()));
     }
-  }
+  });
 }
 
 std::vector<float> host_linear(const std::vector<float>& x, const HostTensor& weight,
-                               const HostTensor& bias) {
+                               const HostTensor& bias, Threads& threads) {
   const int64_t n = weight.shape[0];
   const int64_t k = weight.shape[1];
   std::vector<float> out = to_f32(bias);
-#pragma omp parallel
-  {
+  threads.run([&](int lane, int lanes) {
     std::vector<float> scratch(k);
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < n; ++i) {
+    const Share share(n, lane, lanes);
+    for (int64_t i = share.begin; i < share.end; ++i) {
       const float* row = read_f32(weight.data, weight.dtype, i * k, k, 1.0f, scratch.data());
       float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
       for (int64_t j = 0; j < k; ++j) sum += row[j] * x[j];
       out[i] += sum;
     }
-  }
+  });
   return out;
 }
 
@@ -67,11 +65,14 @@ void quantize_weight(const HostTensor& weight, uint8_t* codes, float* scale) {
                 "quantize_weight: expected rows in bf16 or fp32, found ", name(weight.dtype), " ",
                 shape_text(weight.shape));
   const int64_t n = weight.shape[0];
-  encode_rows(weight, {.data = codes,
-                       .dtype = DType::f8,
-                       .rows = n,
-                       .cols = element_count(weight) / n,
-                       .scale = scale});
+  Threads threads;
+  encode_rows(weight,
+              {.data = codes,
+               .dtype = DType::f8,
+               .rows = n,
+               .cols = element_count(weight) / n,
+               .scale = scale},
+              threads);
 }
 
 }  // namespace liveact

@@ -47,7 +47,7 @@ void Loader::host_linear(const std::string& name, std::vector<std::vector<float>
   const Readable weight = wide(name + ".weight");
   const Readable bias = wide(name + ".bias");
   for (std::vector<float>& row : rows) {
-    row = liveact::host_linear(row, weight.tensor, bias.tensor);
+    row = liveact::host_linear(row, weight.tensor, bias.tensor, threads_);
   }
 }
 
@@ -145,11 +145,13 @@ const char* Loader::convert(const std::vector<std::string>& names, LoadedLinear&
     if (tensor.dtype != weight.dtype) {
       converted.resize(n * row_bytes);
       source = converted.data();
-      encode_rows(readable(name + ".weight").tensor, {.data = converted.data(),
-                                                      .dtype = weight.dtype,
-                                                      .rows = n,
-                                                      .cols = weight.k,
-                                                      .scale = scale});
+      encode_rows(readable(name + ".weight").tensor,
+                  {.data = converted.data(),
+                   .dtype = weight.dtype,
+                   .rows = n,
+                   .cols = weight.k,
+                   .scale = scale},
+                  threads_);
     } else if (scale != nullptr) {
       read_scale(name, scale);
     }

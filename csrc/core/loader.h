@@ -63,6 +63,7 @@ class Loader {
   const void* store(const void* host, int64_t bytes);
 
   Device& device_;
+  mutable Threads threads_;  // convert weights
   const DeviceFormats formats_;
   const HostTensors& tensors_;
   std::vector<Buffer>& buffers_;

@@ -4,8 +4,6 @@
 // fp8: q, k, v are used as dequantised; P is cast to fp8 after multiplication by
 // kProbabilityScale, its row sum stays fp32. This is the rounding of the GPU kernel.
 
-#include <omp.h>
-
 #include "cblas.h"
 #include "core/host_rows.h"
 #include "cpu/cpu_backend.h"
@@ -142,14 +140,13 @@ void CpuOps::self_attention(const Heads& q, const KvSegment& context, const KvSe
   const int64_t tiles = (q.tokens + kQueryTile - 1) / kQueryTile;
   const int64_t units = ready ? q.heads * tiles : q.heads;
   const int64_t hd = q.head_dim;
-#pragma omp parallel num_threads(threads_)
-  {
-    float* base = attention_.f32() + omp_get_thread_num() * attention_floats_;
+  threads_.run([&](int lane, int lanes) {
+    float* base = attention_.f32() + lane * attention_floats_;
     Tile tile{.scores = base, .acc = base + kQueryTile * kKeyTile, .maximum = {}, .sum = {}};
     float* queries = tile.acc + kQueryTile * hd;
     float* result = queries + kQueryTile * hd;
-#pragma omp for schedule(static)
-    for (int64_t unit = 0; unit < units; ++unit) {
+    const Share share(units, lane, lanes);
+    for (int64_t unit = share.begin; unit < share.end; ++unit) {
       const int64_t head = ready ? unit / tiles : unit;
       float* scratch = result + kQueryTile * hd;
       const Keys key_sets[] = {head_keys(context, head, context.tokens, scratch),
@@ -178,7 +175,7 @@ void CpuOps::self_attention(const Heads& q, const KvSegment& context, const KvSe
         }
       }
     }
-  }
+  });
 }
 
 namespace {
@@ -213,14 +210,13 @@ void CpuOps::cross_attention(const Rows& q, const KvSegment& text, int64_t pad_c
   const int64_t hd = text.head_dim;
   const int64_t text_tokens = pad_count > 0 ? text.tokens : text.tokens - 1;
   const int64_t tiles = (q.rows + kQueryTile - 1) / kQueryTile;
-#pragma omp parallel num_threads(threads_)
-  {
-    float* base = attention_.f32() + omp_get_thread_num() * attention_floats_;
+  threads_.run([&](int lane, int lanes) {
+    float* base = attention_.f32() + lane * attention_floats_;
     Tile tile{.scores = base, .acc = base + kQueryTile * kKeyTile, .maximum = {}, .sum = {}};
     float* queries = tile.acc + kQueryTile * hd;
     float* result = queries + kQueryTile * hd;
-#pragma omp for schedule(static)
-    for (int64_t unit = 0; unit < text.heads * tiles; ++unit) {
+    const Share share(text.heads * tiles, lane, lanes);
+    for (int64_t unit = share.begin; unit < share.end; ++unit) {
       const int64_t head = unit / tiles;
       const int64_t row0 = unit % tiles * kQueryTile;
       float* scratch = result + kQueryTile * hd;
@@ -230,7 +226,7 @@ void CpuOps::cross_attention(const Rows& q, const KvSegment& text, int64_t pad_c
       attend_rows(q, row0, std::min(kQueryTile, q.rows - row0), head, hd, {&text_keys, 1},
                   {&image_keys, 1}, out, queries, result, tile);
     }
-  }
+  });
 }
 
 void CpuOps::audio_attention(const Rows& q, const Rows& kv, int64_t n, int64_t kv_frames,
@@ -240,16 +236,15 @@ void CpuOps::audio_attention(const Rows& q, const Rows& kv, int64_t n, int64_t k
   const int64_t frame_rows = q.rows / n;
   const int64_t tokens = kv.rows / kv_frames;
   const int64_t tiles = (frame_rows + kQueryTile - 1) / kQueryTile;
-#pragma omp parallel num_threads(threads_)
-  {
-    float* base = attention_.f32() + omp_get_thread_num() * attention_floats_;
+  threads_.run([&](int lane, int lanes) {
+    float* base = attention_.f32() + lane * attention_floats_;
     Tile tile{.scores = base, .acc = base + kQueryTile * kKeyTile, .maximum = {}, .sum = {}};
     float* queries = tile.acc + kQueryTile * hd;
     float* result = queries + kQueryTile * hd;
     float* k = result + kQueryTile * hd;
     float* v = k + tokens * hd;
-#pragma omp for schedule(static)
-    for (int64_t unit = 0; unit < n * heads * tiles; ++unit) {
+    const Share share(n * heads * tiles, lane, lanes);
+    for (int64_t unit = share.begin; unit < share.end; ++unit) {
       const int64_t frame = unit / (heads * tiles);
       const int64_t head = unit / tiles % heads;
       const int64_t row0 = frame * frame_rows + unit % tiles * kQueryTile;
@@ -265,7 +260,7 @@ void CpuOps::audio_attention(const Rows& q, const Rows& kv, int64_t n, int64_t k
       const Keys keys{.k = k, .v = v, .tokens = tokens, .stride = hd};
       attend_rows(q, row0, rows, head, hd, {&keys, 1}, {}, out, queries, result, tile);
     }
-  }
+  });
 }
 
 }  // namespace liveact::cpu

@@ -1,8 +1,8 @@
-// The CPU backend: the specification of every op in C++. Plain loops over rows with OpenMP, and
-// OpenBLAS (single-threaded calls inside our own threads) for the matrix products.
+// The CPU backend: the specification of every op in C++. Plain loops over rows on the threads of
+// the device, and OpenBLAS (single-threaded calls inside them) for the matrix products.
 //
-// Results do not depend on what else runs in the process: each op splits its work by shape and
-// thread count only.
+// Results do not depend on what else runs in the process: each op splits its work into lanes by
+// shape and thread count only.
 #pragma once
 
 #include <array>
@@ -12,11 +12,12 @@
 
 #include "core/buffer.h"
 #include "core/ops.h"
+#include "core/threads.h"
 #include "liveact/device.h"
 
 namespace liveact::cpu {
 
-// Scratch of one thread, in floats.
+// Scratch of one lane, in floats.
 int64_t panel_floats();                             // gemm.cpp
 int64_t attention_floats(const OpsLimits& limits);  // attention.cpp
 
@@ -26,6 +27,7 @@ class CpuDevice final : public Device {
   const char* name() const override { return "cpu"; }
   // V has the cuda backend's padding: what a session takes on a GPU is counted on this device.
   DeviceFormats formats() const override { return {.host_weights = true, .value_multiple = 128}; }
+  int threads() const override { return threads_.lanes(); }
   void* allocate(int64_t bytes) override;
   void release(void* pointer) override;
   int64_t allocated_bytes() const override { return allocated_bytes_; }
@@ -37,12 +39,10 @@ class CpuDevice final : public Device {
   std::unique_ptr<Ops> open_ops(const OpsLimits& limits) override;
   int64_t ops_bytes(const OpsLimits& limits) const override;
 
-  // Fixed when the device is opened: OpenMP's own setting differs from thread to thread, and with
-  // it the last bits of a result would.
-  int threads() const { return threads_; }
+  Threads& pool() { return threads_; }
 
  private:
-  int threads_;
+  Threads threads_;
   std::atomic<int64_t> allocated_bytes_{0};
   std::atomic<int64_t> allocation_count_{0};
 };
@@ -56,16 +56,16 @@ class CpuOps final : public Ops {
 #include "core/op_list.h"
 
  private:
-  float* row_scratch(int lane) const;  // [3, max_cols], one per thread
+  float* row_scratch(int lane) const;  // [3, max_cols]
 
-  int threads_;
+  Threads& threads_;
   std::array<std::chrono::steady_clock::time_point, kTimeMarks> marks_;
   OpsLimits limits_;
   int64_t attention_floats_;
-  Buffer rows_;         // [threads, 3, max_cols]
+  Buffer rows_;         // [lanes, 3, max_cols]
   Buffer activations_;  // [max_operand]: the input of a linear where it is not fp32
-  Buffer panels_;       // per thread: an expanded weight panel and a tile of the product
-  Buffer attention_;    // per thread: scores, accumulator, expanded keys and values
+  Buffer panels_;       // per lane: an expanded weight panel and a tile of the product
+  Buffer attention_;    // per lane: scores, accumulator, expanded keys and values
 };
 
 }  // namespace liveact::cpu

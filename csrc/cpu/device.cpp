@@ -1,5 +1,3 @@
-#include <omp.h>
-
 #include <cstdlib>
 #include <cstring>
 
@@ -13,7 +11,7 @@ namespace {
 constexpr int64_t kAlignment = 64;  // a cache line; the size is kept in front of the allocation
 }
 
-CpuDevice::CpuDevice() : threads_(omp_get_max_threads()) {
+CpuDevice::CpuDevice() {
 #if defined(__x86_64__)
   LIVEACT_DEVICE_CHECK(
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),

@@ -1,7 +1,5 @@
 // Ops that walk rows: norms, activations, format changes, patches, the sampler.
 
-#include <omp.h>
-
 #include <cstring>
 
 #include "core/host_rows.h"
@@ -11,17 +9,17 @@
 namespace liveact::cpu {
 
 CpuOps::CpuOps(CpuDevice& device, const OpsLimits& limits)
-    : threads_(device.threads()),
+    : threads_(device.pool()),
       limits_(limits),
       attention_floats_(attention_floats(limits)),
-      rows_(device, sizeof(float) * threads_ * 3 * limits.max_cols),
+      rows_(device, sizeof(float) * threads_.lanes() * 3 * limits.max_cols),
       activations_(device, sizeof(float) * limits.max_operand),
-      panels_(device, sizeof(float) * threads_ * panel_floats()),
-      attention_(device, sizeof(float) * threads_ * attention_floats_) {}
+      panels_(device, sizeof(float) * threads_.lanes() * panel_floats()),
+      attention_(device, sizeof(float) * threads_.lanes() * attention_floats_) {}
 
 int64_t CpuDevice::ops_bytes(const OpsLimits& limits) const {
   return sizeof(float) *
-         (threads_ * (3 * limits.max_cols + panel_floats() + attention_floats(limits)) +
+         (threads_.lanes() * (3 * limits.max_cols + panel_floats() + attention_floats(limits)) +
           limits.max_operand);
 }
 
@@ -30,9 +28,8 @@ float* CpuOps::row_scratch(int lane) const { return rows_.f32() + lane * 3 * lim
 void CpuOps::layer_norm(const Rows& x, const float* gain, const float* bias, float eps,
                         const Rows& out) {
   const int64_t n = x.cols;
-#pragma omp parallel for schedule(static) num_threads(threads_)
-  for (int64_t r = 0; r < x.rows; ++r) {
-    float* scratch = row_scratch(omp_get_thread_num());
+  threads_.each(x.rows, [&](int64_t r, int lane) {
+    float* scratch = row_scratch(lane);
     const float* row = read_row(x, r, scratch);
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
@@ -46,7 +43,7 @@ void CpuOps::layer_norm(const Rows& x, const float* gain, const float* bias, flo
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) target[i] = (row[i] - mean) * inverse * gain[i] + bias[i];
     write_row(out, r, target);
-  }
+  });
 }
 
 namespace {
@@ -59,23 +56,21 @@ float inverse_rms(const float* row, int64_t n, float eps) {
 }  // namespace
 
 void CpuOps::rms_norm(const Rows& x, const float* gain, float eps, const Rows& out) {
-#pragma omp parallel for schedule(static) num_threads(threads_)
-  for (int64_t r = 0; r < x.rows; ++r) {
-    float* scratch = row_scratch(omp_get_thread_num());
+  threads_.each(x.rows, [&](int64_t r, int lane) {
+    float* scratch = row_scratch(lane);
     const float* row = read_row(x, r, scratch);
     const float inverse = inverse_rms(row, x.cols, eps);
     float* target = row_target(out, r, scratch + x.cols);
 #pragma omp simd
     for (int64_t i = 0; i < x.cols; ++i) target[i] = row[i] * inverse * gain[i];
     write_row(out, r, target);
-  }
+  });
 }
 
 void CpuOps::activate(const Rows& x, Activation activation, const Rows& out) {
   const int64_t n = x.cols;
-#pragma omp parallel for schedule(static) num_threads(threads_)
-  for (int64_t r = 0; r < x.rows; ++r) {
-    float* scratch = row_scratch(omp_get_thread_num());
+  threads_.each(x.rows, [&](int64_t r, int lane) {
+    float* scratch = row_scratch(lane);
     const float* row = read_row(x, r, scratch);
     float* target = row_target(out, r, scratch + n);
     switch (activation) {
@@ -99,14 +94,12 @@ void CpuOps::activate(const Rows& x, Activation activation, const Rows& out) {
         break;
     }
     write_row(out, r, target);
-  }
+  });
 }
 
 void CpuOps::quantize(const Rows& x, const Rows& out) {
-#pragma omp parallel for schedule(static) num_threads(threads_)
-  for (int64_t r = 0; r < x.rows; ++r) {
-    write_row(out, r, read_row(x, r, row_scratch(omp_get_thread_num())));
-  }
+  threads_.each(x.rows,
+                [&](int64_t r, int lane) { write_row(out, r, read_row(x, r, row_scratch(lane))); });
 }
 
 void CpuOps::patchify(const float* z, const float* y, int64_t z_channels, int64_t y_channels,
@@ -115,12 +108,11 @@ void CpuOps::patchify(const float* z, const float* y, int64_t z_channels, int64_
   const int64_t grid_rows = h / 2;
   const int64_t grid_cols = w / 2;
   const int64_t channels = z_channels + y_channels;
-#pragma omp parallel for schedule(static) num_threads(threads_)
-  for (int64_t t = 0; t < n * grid_rows * grid_cols; ++t) {
+  threads_.each(n * grid_rows * grid_cols, [&](int64_t t, int lane) {
     const int64_t frame = t / (grid_rows * grid_cols);
     const int64_t row = t / grid_cols % grid_rows;
     const int64_t col = t % grid_cols;
-    float* scratch = row_scratch(omp_get_thread_num());
+    float* scratch = row_scratch(lane);
     float* target = row_target(tokens, t, scratch);
     for (int64_t c = 0; c < channels; ++c) {
       const float* plane = c < z_channels
@@ -131,39 +123,46 @@ void CpuOps::patchify(const float* z, const float* y, int64_t z_channels, int64_
       }
     }
     write_row(tokens, t, target);
-  }
+  });
 }
 
 void CpuOps::unpatchify(const Rows& tokens, int64_t channels, int64_t n, int64_t h, int64_t w,
                         float* v) {
   const int64_t grid_rows = h / 2;
   const int64_t grid_cols = w / 2;
-#pragma omp parallel for schedule(static) num_threads(threads_)
-  for (int64_t t = 0; t < n * grid_rows * grid_cols; ++t) {
+  threads_.each(n * grid_rows * grid_cols, [&](int64_t t, int lane) {
     const int64_t frame = t / (grid_rows * grid_cols);
     const int64_t row = t / grid_cols % grid_rows;
     const int64_t col = t % grid_cols;
-    const float* source = read_row(tokens, t, row_scratch(omp_get_thread_num()));
+    const float* source = read_row(tokens, t, row_scratch(lane));
     for (int64_t p = 0; p < 4; ++p) {
       for (int64_t c = 0; c < channels; ++c) {
         v[((c * n + frame) * h + row * 2 + p / 2) * w + col * 2 + p % 2] = source[p * channels + c];
       }
     }
-  }
+  });
 }
 
 void CpuOps::guide(float* v, const float* v_null, float guidance, int64_t size) {
-#pragma omp parallel for simd schedule(static) num_threads(threads_)
-  for (int64_t i = 0; i < size; ++i) v[i] = v_null[i] + guidance * (v[i] - v_null[i]);
+  threads_.run([&](int lane, int lanes) {
+    const Share share(size, lane, lanes);
+#pragma omp simd
+    for (int64_t i = share.begin; i < share.end; ++i) {
+      v[i] = v_null[i] + guidance * (v[i] - v_null[i]);
+    }
+  });
 }
 
 void CpuOps::sampler_step(float* z, const float* v, const float* noise, float sigma,
                           float next_sigma, int64_t size) {
-#pragma omp parallel for simd schedule(static) num_threads(threads_)
-  for (int64_t i = 0; i < size; ++i) {
-    const float x0 = z[i] - sigma * v[i];
-    z[i] = noise == nullptr ? x0 : (1.0f - next_sigma) * x0 + next_sigma * noise[i];
-  }
+  threads_.run([&](int lane, int lanes) {
+    const Share share(size, lane, lanes);
+#pragma omp simd
+    for (int64_t i = share.begin; i < share.end; ++i) {
+      const float x0 = z[i] - sigma * v[i];
+      z[i] = noise == nullptr ? x0 : (1.0f - next_sigma) * x0 + next_sigma * noise[i];
+    }
+  });
 }
 
 bool CpuOps::all_finite(const float* x, int64_t size) {

@@ -1,11 +1,9 @@
 // linear: x · Wᵀ through OpenBLAS.
 //
-// Each thread owns a range of output channels. It takes them panel by panel: expands a panel of
+// Each lane owns a range of output channels. It takes them panel by panel: expands a panel of
 // the weight to fp32 where it is bf16 (used where the file is mapped) or fp8 codes, multiplies all
 // rows with it in one sgemm per row chunk, and applies the epilogue while the tile is in cache.
 // Expanding costs n·k conversions against 2·m·n·k operations, under 2 % from a few hundred rows on.
-
-#include <omp.h>
 
 #include "cblas.h"
 #include "core/host_rows.h"
@@ -27,14 +25,13 @@ int64_t panel_channels(int64_t k) {
 bool usable_in_place(const Rows& x) { return x.dtype == DType::f32 && x.row_stride() >= x.cols; }
 
 // The operand's values as fp32 without its scale, [rows, cols] where not in place.
-const float* expand(const Rows& x, float* scratch) {
+const float* expand(const Rows& x, float* scratch, Threads& threads) {
   if (usable_in_place(x)) return static_cast<const float*>(x.data);
-#pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < x.rows; ++row) {
+  threads.each(x.rows, [&](int64_t row, int) {
     float* target = scratch + row * x.cols;
     const float* values = read_f32(x.data, x.dtype, row * x.row_stride(), x.cols, 1.0f, target);
     if (values != target) std::copy_n(values, x.cols, target);
-  }
+  });
   return scratch;
 }
 
@@ -67,20 +64,17 @@ int64_t panel_floats() { return kPanelElements + kMaxPanel * kChunk + kMaxPanel;
 
 void CpuOps::linear(const Rows& x, const Weight& weight, const Epilogue& epilogue,
                     const Rows& out) {
-  const float* a = expand(x, activations_.f32());
+  const float* a = expand(x, activations_.f32(), threads_);
   const int64_t lda = usable_in_place(x) ? x.row_stride() : x.cols;
   const int64_t max_panel = panel_channels(weight.k);
   const float* row_scale = x.dtype == DType::f8 ? x.scale : nullptr;
-#pragma omp parallel num_threads(threads_)
-  {
-    const int64_t lane = omp_get_thread_num();
-    const int64_t lanes = omp_get_num_threads();
+  threads_.run([&](int64_t lane, int64_t lanes) {
     float* panel = panels_.f32() + lane * panel_floats();
     float* tile = panel + kPanelElements;
     float* scratch = tile + kMaxPanel * kChunk;
     int64_t part_n0 = 0;
     for (const Weight::Part& part : weight.parts) {
-      // A range of whole cache lines of output channels for this thread.
+      // A range of whole cache lines of output channels for this lane.
       const int64_t share = (part.n + lanes * 16 - 1) / (lanes * 16) * 16;
       const int64_t end = std::min(part.n, (lane + 1) * share);
       for (int64_t n0 = lane * share; n0 < end; n0 += max_panel) {
@@ -98,7 +92,7 @@ void CpuOps::linear(const Rows& x, const Weight& weight, const Epilogue& epilogu
       }
       part_n0 += part.n;
     }
-  }
+  });
 }
 
 }  // namespace liveact::cpu

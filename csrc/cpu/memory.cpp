@@ -1,7 +1,5 @@
 // Heads, rotation and the ConvKV memory: split_qkv, store_kv, update_memory.
 
-#include <omp.h>
-
 #include <cstring>
 
 #include "core/host_kv.h"
@@ -43,16 +41,15 @@ void store_value(const float* values, const KvSegment& segment, int64_t head, in
 void CpuOps::value_scale(const Rows& qkv, int64_t heads, float* v_scale) {
   const int64_t width = qkv.cols / 3;
   const int64_t hd = width / heads;
-#pragma omp parallel for schedule(static) num_threads(threads_)
-  for (int64_t head = 0; head < heads; ++head) {
+  threads_.each(heads, [&](int64_t head, int lane) {
     float bound = kF8AmaxFloor;
     for (int64_t r = 0; r < qkv.rows; ++r) {
       const float* v = read_f32(qkv.data, qkv.dtype, r * qkv.row_stride() + 2 * width + head * hd,
-                                hd, 1.0f, row_scratch(omp_get_thread_num()));
+                                hd, 1.0f, row_scratch(lane));
       bound = std::max(bound, amax(v, hd));
     }
     v_scale[head] = kValueHeadroom * bound / kF8Max;
-  }
+  });
 }
 
 void CpuOps::split_qkv(const Rows& qkv, const float* q_gain, const float* k_gain, float eps,
@@ -61,9 +58,8 @@ void CpuOps::split_qkv(const Rows& qkv, const float* q_gain, const float* k_gain
   const int64_t width = qkv.cols / 3;
   const int64_t hd = q.head_dim;
   const int64_t frame_tokens = rope.tokens_per_frame();
-#pragma omp parallel for schedule(static) num_threads(threads_)
-  for (int64_t t = 0; t < qkv.rows; ++t) {
-    float* scratch = row_scratch(omp_get_thread_num());
+  threads_.each(qkv.rows, [&](int64_t t, int lane) {
+    float* scratch = row_scratch(lane);
     float* normed = scratch + qkv.cols;
     float* rotated = normed + width;
     const float* row = read_row(qkv, t, scratch);
@@ -90,14 +86,13 @@ void CpuOps::split_qkv(const Rows& qkv, const float* q_gain, const float* k_gain
     for (int64_t head = 0; head < q.heads; ++head) {
       store_value(row + 2 * width + head * hd, current, head, head * qkv.rows + t);
     }
-  }
+  });
 }
 
 void CpuOps::store_kv(const Rows& k, const Rows& v, const KvSegment& segment) {
   const int64_t hd = segment.head_dim;
-#pragma omp parallel for schedule(static) num_threads(threads_)
-  for (int64_t t = 0; t < k.rows; ++t) {
-    float* scratch = row_scratch(omp_get_thread_num());
+  threads_.each(k.rows, [&](int64_t t, int lane) {
+    float* scratch = row_scratch(lane);
     const float* key = read_row(k, t, scratch);
     const float* value = read_row(v, t, scratch + k.cols);
     for (int64_t head = 0; head < segment.heads; ++head) {
@@ -105,7 +100,7 @@ void CpuOps::store_kv(const Rows& k, const Rows& v, const KvSegment& segment) {
       store_head(key + head * hd, segment.dtype, segment.k, segment.k_scale, index, hd);
       store_value(value + head * hd, segment, head, index);
     }
-  }
+  });
 }
 
 namespace {
@@ -186,20 +181,17 @@ void CpuOps::update_memory(std::span<const SlotUpdate> table, const CompressFilt
                            const KvSegment& staging, const KvSegment& context) {
   const MemoryUpdate update{filter, rope, first_slot, current, staging, context};
   const int64_t frame_tokens = rope.tokens_per_frame();
-#pragma omp parallel num_threads(threads_)
-  {
-    float* scratch = row_scratch(omp_get_thread_num());
+  threads_.run([&](int lane, int lanes) {
+    const Share share(context.heads * frame_tokens, lane, lanes);
     for (const SlotUpdate& slot : table) {
-#pragma omp for schedule(static) nowait
-      for (int64_t unit = 0; unit < context.heads * frame_tokens; ++unit) {
-        build_token(update, slot, unit / frame_tokens, unit % frame_tokens, scratch);
+      for (int64_t unit = share.begin; unit < share.end; ++unit) {
+        build_token(update, slot, unit / frame_tokens, unit % frame_tokens, row_scratch(lane));
       }
     }
-  }
-  for (const SlotUpdate& slot : table) {
-#pragma omp parallel for schedule(static) num_threads(threads_)
-    for (int64_t head = 0; head < context.heads; ++head) copy_slot(update, slot.target, head);
-  }
+  });
+  threads_.each(context.heads, [&](int64_t head, int) {
+    for (const SlotUpdate& slot : table) copy_slot(update, slot.target, head);
+  });
 }
 
 void CpuOps::export_kv(const KvSegment& segment, const Rope& rope, int64_t first_position, float* k,

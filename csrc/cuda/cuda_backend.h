@@ -35,6 +35,7 @@ class CudaDevice final : public Device {
   DeviceFormats formats() const override {
     return {.bias_as_output = true, .tap_major = true, .value_multiple = kValueStride};
   }
+  int threads() const override { return 0; }
   void* allocate(int64_t bytes) override;
   void release(void* pointer) override;
   int64_t allocated_bytes() const override { return allocated_bytes_; }

@@ -5,6 +5,7 @@
 #include "core/buffer.h"
 #include "core/check.h"
 #include "core/host_rows.h"
+#include "core/threads.h"
 #include "core/weights.h"
 
 namespace liveact {
@@ -114,6 +115,7 @@ class CalibrationOps final : public ProxyOps {
   std::shared_ptr<CalibrationLedger> ledger_;
   ScratchRows operand_{device_}, weight_{device_}, wide_{device_}, narrow_{device_};
   std::vector<char> host_wide_, host_narrow_;
+  Threads threads_;  // compare on the host, whatever the device
 
   Split split_{};
   Scratch q_{device_}, q_scale_{device_};
@@ -129,13 +131,13 @@ void CalibrationOps::compare(const Rows& wide, const Rows& narrow, SquaredError&
   host_narrow_.resize(bytes);
   inner().download(host_wide_.data(), wide.data, bytes);
   inner().download(host_narrow_.data(), narrow.data, bytes);
-  double difference = 0;
-  double reference = 0;
-#pragma omp parallel reduction(+ : difference, reference)
-  {
+  std::vector<SquaredError> errors(threads_.lanes());  // added in order: the same sums every time
+  threads_.run([&](int lane, int lanes) {
+    double difference = 0;
+    double reference = 0;
     std::vector<float> scratch(2 * wide.cols);
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < wide.rows; ++row) {
+    const Share share(wide.rows, lane, lanes);
+    for (int64_t row = share.begin; row < share.end; ++row) {
       const int64_t at = row * wide.cols;
       const float* a = read_f32(host_wide_.data(), wide.dtype, at, wide.cols, 1.0f, scratch.data());
       const float* b = read_f32(host_narrow_.data(), wide.dtype, at, wide.cols, 1.0f,
@@ -146,9 +148,12 @@ void CalibrationOps::compare(const Rows& wide, const Rows& narrow, SquaredError&
         reference += static_cast<double>(a[i]) * a[i];
       }
     }
+    errors[lane] = {difference, reference};
+  });
+  for (const SquaredError& of_lane : errors) {
+    error.difference += of_lane.difference;
+    error.reference += of_lane.reference;
   }
-  error.difference += difference;
-  error.reference += reference;
 }
 
 void CalibrationOps::linear(const Rows& x, const Weight& weight, const Epilogue& epilogue,

@@ -90,6 +90,7 @@ class ProxyDevice : public Device {
 
   const char* name() const override { return inner_->name(); }
   DeviceFormats formats() const override { return inner_->formats(); }
+  int threads() const override { return inner_->threads(); }
   void* allocate(int64_t bytes) override { return inner_->allocate(bytes); }
   void release(void* pointer) override { inner_->release(pointer); }
   int64_t allocated_bytes() const override { return inner_->allocated_bytes(); }

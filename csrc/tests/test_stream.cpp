@@ -280,7 +280,7 @@ TEST(cancel_stops_a_running_denoise) {
 }
 
 // Everything is allocated when a stream opens: no device memory ever after, and from block 2 on
-// (when OpenMP has its threads) nothing on the heap either, whatever the number of the block.
+// nothing on the heap either, whatever the number of the block.
 TEST(denoise_allocates_nothing) {
   for (const DType precision : test::kAllTypes) {
     const Fixture fixture(precision);

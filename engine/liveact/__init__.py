@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,12 @@ if TYPE_CHECKING:
     from liveact.engine import Engine
     from liveact.session.chunk import Chunk, Interruption
     from liveact.session.session import Session
+
+if "torch" not in sys.modules:
+    # Its threads (encoders and VAE on a CPU) are to sleep while they wait, as those of the runtime
+    # do: spinning, they take a core from whatever else runs. Read once, when torch is imported; a
+    # choice of the user stays.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = version("liveact-engine")
 __all__ = [

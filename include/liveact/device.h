@@ -36,6 +36,9 @@ class Device {
   virtual const char* name() const = 0;
   virtual DeviceFormats formats() const = 0;
 
+  // Of this process, that compute the ops; none of a GPU.
+  virtual int threads() const = 0;
+
   // Zero-filled, aligned to 64 bytes or more. Throws DeviceError with the size when there is too
   // little memory.
   virtual void* allocate(int64_t bytes) = 0;
@@ -56,7 +59,11 @@ class Device {
   virtual int64_t ops_bytes(const OpsLimits& limits) const = 0;  // what open_ops allocates
 };
 
-// The processor. Throws DeviceError for one without AVX2 and FMA.
+// The processor. The device has threads of its own until it is destroyed: as many as
+// OMP_NUM_THREADS says where that is set, by convention, else one for each CPU that this process
+// may use. They sleep while they wait, share themselves out between streams that run at the same
+// time, and are not inherited by fork. Throws DeviceError for a processor without AVX2 and FMA, and
+// for a number of threads that is not one.
 std::shared_ptr<Device> open_cpu();
 
 // Opened by name when they are needed: the runtime itself is built without CUDA.

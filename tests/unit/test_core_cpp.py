@@ -24,14 +24,12 @@ TIMEOUT_S = 600
 
 
 def environment() -> dict[str, str]:
-    """Where the tools of the Python packages are found first, and how OpenMP threads wait."""
+    """Where the tools of the Python packages are found first, and as many threads as CPUs."""
     scripts = sysconfig.get_path("scripts")
-    # The ops of a tiny model are shorter than a time slice: threads that spin for one another
-    # make the tests ten times slower on a machine that does something else too.
     path = f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}"
-    # As many of them as there are cores: some cases are about what is divided between threads.
+    # Some cases are about what is divided between threads.
     inherited = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-    return {**inherited, "PATH": path, "OMP_WAIT_POLICY": "passive"}
+    return {**inherited, "PATH": path}
 
 
 def run(command: list[str | Path]) -> str:

@@ -42,6 +42,14 @@ def _gpu() -> str:
     return f"{found['device']}, driver for CUDA {found['driver']}, cuBLASLt {found['cublaslt']}"
 
 
+def _torch_waits() -> str:
+    policy = os.environ.get("OMP_WAIT_POLICY")  # set by importing liveact, unless torch came first
+    if policy is None:
+        return "spin while they wait: torch was imported before liveact"
+    asleep = policy.upper() == "PASSIVE"
+    return "sleep while they wait" if asleep else f"OMP_WAIT_POLICY is {policy}"
+
+
 def doctor() -> Table:
     """What is usable on this machine, and why not where it is not."""
     table = Table(title="LiveAct engine", title_justify="left", show_header=False)
@@ -55,13 +63,13 @@ def doctor() -> Table:
         except PackageNotFoundError:
             table.add_row(package, "[red]not installed[/red]")
     try:
-        _core.open_cpu()
-        threads = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())
+        threads = _core.open_cpu().threads
         table.add_row(
             "cpu backend", f"usable: fp32, bf16, fp8 (emulated), policy files; {threads} threads"
         )
     except DeviceError as error:
         table.add_row("cpu backend", f"[red]not usable: {error}[/red]")
+    table.add_row("torch on the CPU", f"{torch.get_num_threads()} threads, {_torch_waits()}")
     table.add_row("GPU", _gpu())
     obstacle = cuda_obstacle()
     table.add_row("cuda backend", f"not usable: {obstacle}" if obstacle else "usable")
