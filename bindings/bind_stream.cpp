@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <optional>
 
 #include "bind.h"
 #include "convert.h"
@@ -19,7 +20,8 @@ namespace {
 StreamOptions stream_options(int64_t latent_height, int64_t latent_width,
                              const std::array<int, 4>& slots, const std::string& memory,
                              const std::string& compress_axis, const std::string& value_filter,
-                             float audio_guidance, int64_t max_image_tokens) {
+                             float audio_guidance, int64_t max_image_tokens,
+                             const std::string& sampler) {
   StreamOptions options;
   options.latent_height = latent_height;
   options.latent_width = latent_width;
@@ -28,6 +30,7 @@ StreamOptions stream_options(int64_t latent_height, int64_t latent_width,
                     value_filter_from_name(value_filter)};
   options.audio_guidance = audio_guidance;
   options.max_image_tokens = max_image_tokens;
+  options.sampler = sampler_from_name(sampler);
   return options;
 }
 
@@ -59,10 +62,11 @@ class PyStream {
     stream_.set_image(feature_data, tokens, y_data, frames);
   }
 
-  Array denoise(const Array& noise, const Array& renoise, const Array& audio,
+  Array denoise(const Array& noise, const std::optional<Array>& renoise, const Array& audio,
                 const py::object& velocities) {
     const float* noise_data = checked(noise, "noise", latent_shape());
-    const float* renoise_data = checked(renoise, "renoise", latent_shape(kSteps - 1));
+    const float* renoise_data =
+        renoise ? checked(*renoise, "renoise", latent_shape(kSteps - 1)) : nullptr;
     const float* audio_data =
         checked(audio, "audio", {stream_.audio_rows_of_next_block(), config().audio_dim});
     Array latent(latent_shape());
@@ -119,10 +123,10 @@ std::unique_ptr<PyStream> open(std::shared_ptr<Model> model, int64_t latent_heig
                                int64_t latent_width, const std::array<int, 4>& slots,
                                const std::string& memory, const std::string& compress_axis,
                                const std::string& value_filter, float audio_guidance,
-                               int64_t max_image_tokens) {
+                               int64_t max_image_tokens, const std::string& sampler) {
   const StreamOptions options =
       stream_options(latent_height, latent_width, slots, memory, compress_axis, value_filter,
-                     audio_guidance, max_image_tokens);
+                     audio_guidance, max_image_tokens, sampler);
   const py::gil_scoped_release release;
   return std::make_unique<PyStream>(std::move(model), options);
 }
@@ -134,8 +138,9 @@ std::pair<int64_t, int64_t> required_bytes(Device& device, const ModelConfig& co
                                            int64_t max_image_tokens) {
   config.check();
   const Precision policy = precision_from(precision, config.num_layers);
-  const StreamOptions options = stream_options(latent_height, latent_width, slots, "sequential",
-                                               "token", "key", audio_guidance, max_image_tokens);
+  const StreamOptions options =
+      stream_options(latent_height, latent_width, slots, "sequential", "token", "key",
+                     audio_guidance, max_image_tokens, "renoise");
   return {weight_bytes(config, policy, dtype_from_name(stored)) +
               constant_bytes(device, config, policy),
           Stream::required_bytes(device, config, policy, options)};
@@ -153,7 +158,7 @@ void bind_stream(py::module_& m) {
   py::class_<PyStream>(m, "Stream", "One session's state on a model.")
       .def(py::init(&open), py::arg("model"), py::arg("latent_height"), py::arg("latent_width"),
            py::arg("slots"), py::arg("memory"), py::arg("compress_axis"), py::arg("value_filter"),
-           py::arg("audio_guidance"), py::arg("max_image_tokens"))
+           py::arg("audio_guidance"), py::arg("max_image_tokens"), py::arg("sampler"))
       .def("set_prompt", &PyStream::set_prompt, py::arg("text"))
       .def("set_image", &PyStream::set_image, py::arg("features"), py::arg("y"))
       .def("denoise", &PyStream::denoise, py::arg("noise"), py::arg("renoise"), py::arg("audio"),

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from reference.dit import DiT
 from reference.dit_layers import KVCache
-from reference.layout import BlockPlan, Layout, audio_windows, plan_block
+from reference.layout import BlockPlan, Layout, audio_windows, expect_one_of, plan_block
 
 TIMESTEPS = (1000.0, 937.5, 833.33333333, 0.0)  # as released; the last one ends the sampler
 STEPS = len(TIMESTEPS) - 1
+SAMPLERS = ("renoise", "euler")
 
 
 class DiTStream:
@@ -26,7 +27,7 @@ class DiTStream:
     [S, layers, channels], all of it, clamped at its ends: each for one session, or all with a batch
     dimension before (zeros after the true length of a text). With `audio_guidance` other than 1 the
     steps that hear audio run a second time on zero features, with their own caches. `memory`,
-    `compress_axis` and `value_filter` are those of `plan_block`.
+    `compress_axis` and `value_filter` are those of `plan_block`; `sampler` is one of SAMPLERS.
 
     Raises ValueError for an unknown setting or a tensor of the wrong shape.
     """
@@ -43,11 +44,14 @@ class DiTStream:
         compress_axis: str = "token",
         value_filter: str = "key",
         audio_guidance: float = 1.0,
+        sampler: str = "renoise",
         layout: Layout | None = None,
     ) -> None:
         self.model, self.layout = model, layout or Layout()
         self._memory = (memory, compress_axis, value_filter)
         self.audio_guidance = audio_guidance
+        expect_one_of("sampler", sampler, SAMPLERS)
+        self.sampler = sampler
         self.block = 0
         self.velocities: list[Tensor] = []
         """Of the last block, one per step, shaped like its noise; float32 or wider."""
@@ -95,7 +99,8 @@ class DiTStream:
         All [16, n, h, w], or [B, 16, n, h, w]; the last re-noising is multiplied by zero. Per step,
         with z_i = (1 - sigma_i) x0 + sigma_i epsilon (eq. 2) and v = epsilon - x0, the released
         sampler takes x0 = z - sigma_i v and goes on from (1 - sigma_{i+1}) x0 + sigma_{i+1} epsilon
-        with a fresh epsilon.
+        with a fresh epsilon. The `euler` sampler, of the released demo, draws none (renoise is not
+        read): z goes on to z + (sigma_{i+1} - sigma_i) v.
 
         Raises ValueError for tensors of another shape.
         """
@@ -111,6 +116,9 @@ class DiTStream:
         for i, epsilon in enumerate(renoise):
             velocity = self._velocity(i, z, y, timesteps[i], windows)
             self.velocities.append(velocity.view(noise.shape))
+            if self.sampler == "euler":
+                z = z + (sigmas[i + 1] - sigmas[i]) * velocity
+                continue
             x0 = z - sigmas[i] * velocity
             z = (1 - sigmas[i + 1]) * x0 + sigmas[i + 1] * epsilon.to(z)
         self.block += 1

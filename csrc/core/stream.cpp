@@ -12,6 +12,12 @@
 
 namespace liveact {
 
+Sampler sampler_from_name(std::string_view name) {
+  if (name == "renoise") return Sampler::renoise;
+  if (name == "euler") return Sampler::euler;
+  detail::fail("sampler: expected renoise or euler, found '", name, "'");
+}
+
 namespace {
 
 // Marks of a block: when it starts, then when each of its parts is done.
@@ -108,6 +114,9 @@ void Stream::Impl::denoise(const float* noise, const float* renoise, const float
                            float* latent, float* velocities) {
   LIVEACT_CHECK(has_prompt_ && has_image_,
                 "denoise: expected set_prompt and set_image before the first block");
+  LIVEACT_CHECK((renoise != nullptr) == (options_.sampler == Sampler::renoise),
+                "denoise: expected fresh noise with the sampler renoise only, found ",
+                renoise == nullptr ? "none" : "some");
   LIVEACT_CHECK(!failed_, "denoise: expected a working stream, found one that failed before");
   failed_ = true;  // until the block is complete
   const Range block_range("block", block_);
@@ -129,15 +138,20 @@ void Stream::Impl::run_block(const float* noise, const float* renoise, const flo
   ops_->mark(kConditioned);
 
   ops_->upload(scratch_.z, noise, 4 * size);
-  ops_->upload(scratch_.noise, renoise, 4 * size * 2);
+  const bool fresh = options_.sampler == Sampler::renoise;
+  if (fresh) ops_->upload(scratch_.noise, renoise, 4 * size * 2);
   for (int step = 0; step < kSteps; ++step) {
     run_step(step, with_audio, size);
     if (velocities != nullptr) {
       ops_->download(velocities + step * size, scratch_.v, 4 * size);
     }
-    const bool last = step + 1 == kSteps;
-    ops_->sampler_step(scratch_.z, scratch_.v, last ? nullptr : scratch_.noise + step * size,
-                       kTimesteps[step] / 1000.0f, kTimesteps[step + 1] / 1000.0f, size);
+    const float sigma = kTimesteps[step] / 1000.0f;
+    const float next = kTimesteps[step + 1] / 1000.0f;
+    if (fresh && step + 1 < kSteps) {
+      ops_->sampler_step(scratch_.z, scratch_.v, scratch_.noise + step * size, sigma, next, size);
+    } else {  // z - (sigma - next) * v
+      ops_->sampler_step(scratch_.z, scratch_.v, nullptr, sigma - next, 0.0f, size);
+    }
     ops_->mark(kStepDone + step);
   }
   if (!ops_->all_finite(scratch_.z, size)) {

@@ -12,41 +12,26 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from fractions import Fraction
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from cachetools import LRUCache, cachedmethod
-from PIL import Image
 
 from liveact import arguments
-from liveact.audio.chain import SAMPLES_PER_FEATURE, SoundFormat
-from liveact.audio.front_end import MAX_RATE_HZ, MIN_RATE_HZ, AudioFrontEnd
-from liveact.audio.samples import MAX_CHANNELS
-from liveact.blocks import (
-    MAX_FPS,
-    MIN_FPS,
-    RELEASED_CLOCK,
-    BlockClock,
-    Slots,
-    check_size,
-    exact_fps,
-    latent_size,
-)
+from liveact.audio.chain import SAMPLES_PER_FEATURE
+from liveact.audio.front_end import AudioFrontEnd
+from liveact.blocks import RELEASED_CLOCK, BlockClock
 from liveact.checkpoint.opened import OpenedCheckpoint, open_checkpoint
 from liveact.device.devices import Devices, open_devices
-from liveact.dit.dit import COMPRESS_AXES, MEMORIES, VALUE_FILTERS, Dit, MemoryPolicy
+from liveact.dit.dit import Dit, MemoryPolicy
 from liveact.dit.precision import PrecisionPolicy
 from liveact.dit.weights import check_precision
 from liveact.encoders.portrait import ImageEncoder
@@ -55,28 +40,20 @@ from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError, LiveActError
 from liveact.finite import NOT_FINITE, all_finite
 from liveact.lifetime import Lifetime
-from liveact.media.image import fit_image, read_image
+from liveact.session.options import AudioMode, Portrait, SessionOptions
 from liveact.session.session import Session
-from liveact.session.state import least_backlog_s
 from liveact.session.timeline import Timeline
 from liveact.session.workers import Pipeline, Workers
 from liveact.vae.condition import condition_on
 from liveact.vae.vae import Vae, VaeStream
 from liveact.vae.windowed import WindowedVaeStream
 
-VAE_DECODES = ("streaming", "windowed")
-IDLES = ("wait", "silence")
-BACKLOG_S = 3.0  # of audio that wait to be used, unless a session is opened with another limit
 IDLE_RATE_HZ = 48_000  # of the silence that comes before any sound
-AUDIO_MODES = ("stream", "whole")
-MAX_SLOTS = 1024  # no layout is believed to have more
 CACHED_PROMPTS = 64
 CACHED_PICTURES = 16  # 6 MB each at 512×512
 CACHED_SILENCES = 8  # one for each length of a block
 SILENCE_FEATURES = 100  # heard before a silent block: 4 s, as of speech
 
-AudioMode = Literal["stream", "whole"]
-Portrait = str | Path | Image.Image | npt.NDArray[np.uint8]
 # features [tokens, image_dim] of the image encoder, y [20, slots, h, w]
 EncodedPicture = tuple[torch.Tensor, torch.Tensor]
 # (component that is loaded next, bytes of the files loaded so far, bytes in all)
@@ -317,7 +294,8 @@ class Engine:
         seed: int = 42,
         memory: str | MemoryPolicy = "sequential",
         audio_guidance: float = 1.0,
-        vae_decode: str = "streaming",
+        sampler: Literal["renoise", "euler"] = "renoise",
+        vae_decode: Literal["streaming", "windowed"] = "streaming",
         audio_mode: AudioMode = "stream",
         idle: Literal["wait", "silence"] = "wait",
         max_backlog_s: float | None = None,
@@ -337,6 +315,8 @@ class Engine:
                 equal too, the number of threads included (docs/benchmarks.md).
             memory: `sequential`, `sharded` or `mean`, or a MemoryPolicy.
             audio_guidance: 1 for none; above, the strength of the speech (half as fast).
+            sampler: from step to step; `renoise` of the released generator, or `euler` of the
+                released demo (docs/model.md).
             vae_decode: `streaming`, or `windowed` as in the released code.
             audio_mode: `stream`, or `whole` (see liveact.audio.front_end; nothing comes out before
                 the end of an utterance then).
@@ -353,56 +333,61 @@ class Engine:
         suffice, LiveActError once the engine is closed.
         """
         with self._lifetime.use():
-            width, height = arguments.size("size", size)
-            check_size(width, height)
-            rate = exact_fps(arguments.number("fps", fps, MIN_FPS, MAX_FPS))
-            policy = _memory_policy(memory)
-            guidance = float(arguments.number("audio_guidance", audio_guidance, 1, 100))
-            decode = arguments.choice("vae_decode", vae_decode, VAE_DECODES)
-            idles = arguments.choice("idle", idle, IDLES) == "silence"
-            output = _sound_format(sample_rate, channels)
-            mode = cast(AudioMode, arguments.choice("audio_mode", audio_mode, AUDIO_MODES))
-            noise = torch.Generator().manual_seed(arguments.whole_number("seed", seed))
-            trace_file = None if trace is None else arguments.path("trace", trace)
-            prompt = arguments.text("prompt", prompt)
-            pixels = (
-                read_image(arguments.path("image", image), (width, height))
-                if isinstance(image, str | Path)
-                else fit_image(image, (width, height))
+            options = SessionOptions.check(
+                image=image,
+                prompt=prompt,
+                size=size,
+                fps=fps,
+                seed=seed,
+                memory=memory,
+                audio_guidance=audio_guidance,
+                sampler=sampler,
+                vae_decode=vae_decode,
+                audio_mode=audio_mode,
+                idle=idle,
+                max_backlog_s=max_backlog_s,
+                sample_rate=sample_rate,
+                channels=channels,
+                trace=trace,
             )
-            clock = BlockClock(Slots(*policy.slots))
-            backlog_s = _backlog_s(max_backlog_s, clock, rate, mode)
-            text = self.encode_prompt(prompt)
-            with ExitStack() as undo:  # an exception would keep the frame, and so the memory, alive
-                timeline = Timeline(trace_file)
-                undo.callback(timeline.close)
-                networks = self._open()
-                stream = networks.dit.open_stream(
-                    latent_size((width, height)), policy, guidance, networks.image_encoder.tokens
-                )
-                undo.callback(stream.close)
-                stream.set_image(*self.encode_picture(pixels, stream.clock))
-                undo.pop_all()
-            decoder = VaeStream if decode == "streaming" else WindowedVaeStream
-            audio_encoder = networks.audio_encoder
-            if idles:
-                output.settle(IDLE_RATE_HZ, 1)
-            pipeline = Pipeline(
-                stream=stream,
-                decoder=decoder(networks.vae),
-                open_audio=lambda: AudioFrontEnd(
-                    audio_encoder, rate, clock, mode=mode, output=output
-                ),
-                output=output,
-                silence=self.silence_features,
-                encode_prompt=self.encode_prompt,
-                fps=rate,
-                noise=noise,
-                timeline=timeline,
+            return self._open_session(options)
+
+    def _open_session(self, options: SessionOptions) -> Session:
+        text = self.encode_prompt(options.prompt)
+        networks = self._open()
+        audio_encoder, output = networks.audio_encoder, options.output
+        if options.idles:
+            output.settle(IDLE_RATE_HZ, 1)
+        with ExitStack() as undo:  # an exception would keep the frame, and so the memory, alive
+            timeline = Timeline(options.trace)
+            undo.callback(timeline.close)
+            stream = networks.dit.open_stream(
+                options.latent_size,
+                options.policy,
+                options.audio_guidance,
+                networks.image_encoder.tokens,
+                options.sampler,
             )
-            session = Session(pipeline, text, max_backlog_s=backlog_s, idles=idles)
-            self._workers.add(session.workers)
-        _log.info("%s opened: %d×%d at %g fps", session, width, height, float(rate))
+            undo.callback(stream.close)
+            stream.set_image(*self.encode_picture(options.picture, stream.clock))
+            undo.pop_all()
+        pipeline = Pipeline(
+            stream=stream,
+            decoder=(WindowedVaeStream if options.windowed else VaeStream)(networks.vae),
+            open_audio=lambda: AudioFrontEnd(
+                audio_encoder, options.fps, stream.clock, mode=options.mode, output=output
+            ),
+            output=output,
+            silence=self.silence_features,
+            encode_prompt=self.encode_prompt,
+            fps=options.fps,
+            noise=torch.Generator().manual_seed(options.seed),
+            timeline=timeline,
+        )
+        session = Session(pipeline, text, max_backlog_s=options.max_backlog_s, idles=options.idles)
+        self._workers.add(session.workers)
+        height, width = options.picture.shape[1:]
+        _log.info("%s opened: %d×%d at %g fps", session, width, height, float(options.fps))
         return session
 
 
@@ -424,41 +409,6 @@ def _wanted_devices(
         None if vae_device is None else arguments.text("vae_device", vae_device),
         precision,
     )
-
-
-def _memory_policy(memory: object) -> MemoryPolicy:
-    """A policy of the right types and names. Raises InputError; slots that do not go together are
-    refused by the runtime."""
-    if not isinstance(memory, MemoryPolicy):
-        return MemoryPolicy(arguments.choice("memory", memory, MEMORIES))
-    arguments.choice("memory", memory.memory, MEMORIES)
-    arguments.choice("compress_axis", memory.compress_axis, COMPRESS_AXES)
-    arguments.choice("value_filter", memory.value_filter, VALUE_FILTERS)
-    if not isinstance(memory.slots, tuple) or len(memory.slots) != 4:
-        raise InputError(f"slots: expected a tuple of four, found {memory.slots!r:.80}")
-    for count in memory.slots:
-        arguments.whole_number("slots", count, 0, MAX_SLOTS)
-    return memory
-
-
-def _sound_format(sample_rate: object, channels: object) -> SoundFormat:
-    """Of the chunks; 0 for what is taken over from the first sound. Raises InputError."""
-    rate_hz = count = 0
-    if sample_rate is not None:
-        rate_hz = arguments.whole_number("sample_rate", sample_rate, MIN_RATE_HZ, MAX_RATE_HZ)
-    if channels is not None:
-        count = arguments.whole_number("channels", channels, 1, MAX_CHANNELS)
-    return SoundFormat(rate_hz, count)
-
-
-def _backlog_s(given: object, clock: BlockClock, rate: Fraction, mode: AudioMode) -> float:
-    """How much audio may wait, in seconds. Raises InputError."""
-    least_s = least_backlog_s(clock, rate)
-    if given is None:
-        return math.inf if mode == "whole" else max(BACKLOG_S, 1.5 * least_s)
-    if given == math.inf:
-        return math.inf
-    return float(arguments.number("max_backlog_s", given, least_s, 1e9))
 
 
 def _finite(what: str, result: torch.Tensor) -> torch.Tensor:

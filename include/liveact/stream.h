@@ -7,12 +7,20 @@
 
 #include <cstdint>
 #include <memory>
+#include <string_view>
 
 #include "liveact/error.h"
 #include "liveact/kv_layout.h"
 #include "liveact/model.h"
 
 namespace liveact {
+
+// From one step to the next, with x0 = z - sigma * v and the sigma' of the next step: the released
+// generator draws fresh noise, z <- (1 - sigma') * x0 + sigma' * noise; the released demo does not,
+// z <- z + (sigma' - sigma) * v.
+enum class Sampler { renoise, euler };
+
+Sampler sampler_from_name(std::string_view name);  // throws Error
 
 struct StreamOptions {
   int64_t latent_height = 64;  // h = picture height / 8, even
@@ -22,6 +30,7 @@ struct StreamOptions {
   // Above 1: at steps 1 and 2 also evaluate without audio, v = v_null + g * (v - v_null).
   float audio_guidance = 1.0f;
   int64_t max_image_tokens = 257;
+  Sampler sampler = Sampler::renoise;
 };
 
 // As the device takes them (events on a GPU, which its host runs ahead of).
@@ -57,8 +66,8 @@ class Stream {
   // 4 * frames + 4 later (36 for 8 latent frames).
   int64_t audio_rows_of_next_block() const;
 
-  // noise [out_dim, n, h, w]; renoise [2, out_dim, n, h, w] is the fresh noise after steps 0 and 1;
-  // audio [rows, audio_dim]; latent [out_dim, n, h, w] receives the result. velocities, where not
+  // noise [out_dim, n, h, w]; renoise [2, out_dim, n, h, w] is the fresh noise after steps 0 and 1,
+  // null with Sampler::euler; audio [rows, audio_dim]; latent [out_dim, n, h, w] receives the result. velocities, where not
   // null, receives [3, out_dim, n, h, w]. All fp32 on the host. Throws NonFiniteError when the
   // result has a NaN or infinity and CancelledError after cancel(); the stream is unusable then.
   // NOTE: the latent of a 512x512 block is 16·8·64·64 fp32, 2.1 MB. Through the host to a decoder

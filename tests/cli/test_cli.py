@@ -109,6 +109,8 @@ def test_equal_seeds_give_equal_pictures_and_others_do_not(
         {"prompt": "x" * 100_000},
         {"prompt": "\N{ZERO WIDTH JOINER}\N{GRINNING FACE}\u202e\u0000" + "e\u0301" * 9},
         {"edit": "100:never reached"},
+        {"sampler": "euler", "slots": "2/2/2/6"},
+        {"slots": "2/4/2/8"},
         {"seed": -(2**63)},
         {"fps": 29.97},
     ],
@@ -167,6 +169,13 @@ def test_silence_is_audio(run: Run, tmp_path: Path, fps: int) -> None:
         ({"precision": "fp4"}, "precision: expected"),
         ({"memory": "total"}, "memory: expected"),
         ({"vae_decode": "fast"}, "vae-decode: expected"),
+        ({"sampler": "ddim"}, "sampler: expected renoise, euler"),
+        *[
+            ({"slots": slots}, "slots: expected")
+            for slots in ("", "2/2/2", "2,2,2,8", "2/2/2/-8", "2/2/2/8/1", "２/2/2/8", "9999/2/2/8")
+        ],
+        ({"slots": "2/2/9/8"}, "kv layout: expected"),
+        ({"slots": "0/0/0/8"}, "kv layout: expected"),
         *[
             ({"edit": edit}, "edit: expected")
             for edit in (

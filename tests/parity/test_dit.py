@@ -149,6 +149,7 @@ def test_misuse_is_one_clear_error(dit: Dit) -> None:
         ((4, 4), {"audio_guidance": float("nan")}, "audio guidance"),
         ((4, 4), {"audio_guidance": 0.9}, "audio guidance"),
         ((4, 4), {"image_tokens": 0}, "at least 1 image token"),
+        ((4, 4), {"sampler": "ddim"}, "sampler: expected renoise or euler"),
         ((4, 4), {"policy": MemoryPolicy("all")}, "memory: expected sequential"),
         ((4, 4), {"policy": MemoryPolicy(compress_axis="x")}, "compress axis: expected"),
         ((4, 4), {"policy": MemoryPolicy(value_filter="x")}, "value filter: expected"),

@@ -360,6 +360,7 @@ def test_an_optimiser_trains_every_parameter_but_two(tiny: DiT) -> None:
     [
         ({"memory": "all"}, "memory: expected one of sequential, sharded, mean, found 'all'"),
         ({"compress_axis": "x"}, "compress_axis: expected one of token, frame, found 'x'"),
+        ({"sampler": "x"}, "sampler: expected one of renoise, euler, found 'x'"),
         ({"value_filter": "x"}, "value_filter: expected one of key, own, found 'x'"),
         ({"y": torch.zeros(20, 13, 4, 6)}, r"y: expected \[B, 20, >= 14, h, w\], found"),
         ({"clip": torch.zeros(2, 4, 5)}, "clip: expected 2 dimensions, or 3 of which the first"),

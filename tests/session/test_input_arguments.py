@@ -51,6 +51,7 @@ BAD_OPTIONS: list[tuple[str, object]] = [
     *[("audio_guidance", v) for v in (*NUMBERS, 0.5, 101)],
     *[("memory", v) for v in (None, 5, ["mean"], {}, "Mean", "", Odd())],
     *[("memory", MemoryPolicy(v)) for v in (None, 5, [], "total")],  # type: ignore[arg-type]
+    *[("sampler", v) for v in (None, 1, "Euler")],
     *[("vae_decode", v) for v in (None, True, ["streaming"], "fast")],
     *[("audio_mode", v) for v in (None, True, {}, "both")],
     *[("idle", v) for v in (None, True, ["wait"], "Silence")],

@@ -114,7 +114,8 @@ class AudioFrontEnd:
 
         self._changed = threading.Condition()  # guards everything below
         self._closed = False
-        self._failure: InputError | None = None
+        # Words only: an exception would hold whoever called `end` for as long as this lives.
+        self._failure: str | None = None
         self._sample_rate_hz = 0  # 0: nothing pushed yet
         self._channels = 0
         self._pushed = 0  # PCM samples so far
@@ -177,12 +178,12 @@ class AudioFrontEnd:
                 return
             seconds = Fraction(self._pushed, self._sample_rate_hz or 1)
             if not self._pushed or (seconds * self.fps < 1 and not silence):
-                self._failure = InputError(
+                self._failure = (
                     f"audio: expected at least {float(1 / self.fps):.3f} s (one video frame), "
                     f"found {float(seconds):.3f} s"
                 )
                 self._changed.notify_all()
-                raise self._failure
+                raise InputError(self._failure)
             self._num_frames = frames_of(self._pushed, self._sample_rate_hz, self.fps)
             last_block = self.clock.num_blocks(self._num_frames) - 1
             self._flush(
@@ -302,7 +303,8 @@ class AudioFrontEnd:
         if self._closed:
             raise SessionError("the audio front end was closed")
         if self._failure is not None:
-            raise SessionError(f"the audio front end failed: {self._failure}") from self._failure
+            cause = InputError(self._failure)
+            raise SessionError(f"the audio front end failed: {self._failure}") from cause
 
     def _check_format(self, samples: FloatArray, sample_rate_hz: int) -> None:
         """The first push fixes the format and sets the chain up; later ones must agree."""

@@ -106,6 +106,12 @@ def _generate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--fps", type=_number, default=20.0)
     p.add_argument("--seed", type=_whole, default=42)
     _add_model_options(p)
+    p.add_argument(
+        "--slots",
+        default="2/2/2/8",
+        help="latent frames of reference, long-term and short-term memory and of a block "
+        "(default 2/2/2/8); 2/2/2/6, 2/4/2/8 and 2/2/2/8 are 6/6, 8/8 and 6/8 of the paper",
+    )
     _add_devices(p)
     p.add_argument("--vae-decode", default="streaming", help="streaming or windowed")
     p.add_argument("--trace", type=Path, help="write a Chrome JSON trace (ui.perfetto.dev)")
@@ -188,6 +194,11 @@ def _add_model_options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--audio-guidance", type=_number, default=1.0, help="1 for none; above, half as fast"
+    )
+    p.add_argument(
+        "--sampler",
+        default="renoise",
+        help="renoise (default), or euler as in the demo of the released code",
     )
 
 

@@ -17,16 +17,23 @@ from typing import Literal, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from liveact.blocks import RELEASED_CLOCK, check_size, exact_fps
-from liveact.commands.options import check_choice, check_output, on_terminal, parse_size
+from liveact.blocks import BlockClock, check_size, exact_fps
+from liveact.commands.options import (
+    check_choice,
+    check_output,
+    on_terminal,
+    parse_size,
+    parse_slots,
+)
 from liveact.commands.report import BlockRow, Report, table
 from liveact.device.devices import Devices, open_devices
-from liveact.dit.dit import MEMORIES
-from liveact.engine import VAE_DECODES, Engine
+from liveact.dit.dit import MEMORIES, SAMPLERS, MemoryPolicy
+from liveact.engine import Engine
 from liveact.errors import InputError, SessionError
 from liveact.media.image import read_image
 from liveact.media.mp4 import Mp4Writer, container_of
 from liveact.media.sound import AudioFile, open_audio
+from liveact.session.options import VAE_DECODES
 from liveact.session.session import Session
 
 WHOLE_CLIP_S = 60.0  # clips up to this length are encoded whole, exactly as in the released code
@@ -39,6 +46,8 @@ def run(options: argparse.Namespace) -> None:
     fps = exact_fps(options.fps)
     edits = [Edit.parse(text) for text in options.edit]
     check_choice("memory", options.memory, MEMORIES)
+    clock = BlockClock(parse_slots(options.slots))
+    check_choice("sampler", options.sampler, SAMPLERS)
     check_choice("vae-decode", options.vae_decode, VAE_DECODES)
     check_output(options.out, [options.image, options.audio])
     container_of(options.out)
@@ -51,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     audio = open_audio(options.audio)
     mode = audio_mode(audio)
     print(f"device: {devices.reason}; audio encoded as {mode}")
-    for line in unreached(edits, audio, fps):
+    for line in unreached(edits, audio, fps, clock):
         print(line)
     with _load(options, devices) as engine, _open_session(engine, options, size, mode) as session:
         for edit in edits:
@@ -89,8 +98,9 @@ def _open_session(
         size=size,
         fps=options.fps,
         seed=options.seed,
-        memory=options.memory,
+        memory=MemoryPolicy(options.memory, slots=parse_slots(options.slots)),
         audio_guidance=options.audio_guidance,
+        sampler=options.sampler,
         vae_decode=options.vae_decode,
         audio_mode=mode,
         trace=options.trace,
@@ -119,11 +129,11 @@ class Edit:
         return cls(first, last, prompt)
 
 
-def unreached(edits: list[Edit], audio: AudioFile, fps: Fraction) -> list[str]:
+def unreached(edits: list[Edit], audio: AudioFile, fps: Fraction, clock: BlockClock) -> list[str]:
     """A line for each edit that begins after the last block, where the length is known."""
     if audio.duration_s is None:
         return []
-    count = RELEASED_CLOCK.num_blocks(math.ceil(audio.duration_s * fps))
+    count = clock.num_blocks(math.ceil(audio.duration_s * fps))
     return [
         f"edit of block {edit.first}: never reached, {audio.path} makes {count} blocks"
         for edit in edits

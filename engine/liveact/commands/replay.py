@@ -27,7 +27,7 @@ from liveact.checkpoint.layout import VAE_FILE, WAV2VEC_DIRECTORY
 from liveact.checkpoint.tensors import Tensors, open_tensor_file
 from liveact.commands.options import check_choice, check_output
 from liveact.device.devices import Devices, open_devices
-from liveact.dit.dit import MEMORIES, STEPS, Dit, MemoryPolicy
+from liveact.dit.dit import MEMORIES, SAMPLERS, STEPS, Dit, MemoryPolicy
 from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder
@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
     """Checks the options, replays and says what was written."""
     check_choice("part", options.part, PARTS)
     check_choice("memory", options.memory, MEMORIES)
+    check_choice("sampler", options.sampler, SAMPLERS)
     check_output(options.out, [options.inputs])
     devices = open_devices(
         options.device, options.vae_device, options.precision, options.checkpoint
@@ -57,6 +58,7 @@ def run(options: argparse.Namespace) -> None:
         devices=devices,
         policy=MemoryPolicy(options.memory),
         audio_guidance=options.audio_guidance,
+        sampler=options.sampler,
         wav2vec=options.wav2vec,
     )
     print(f"{options.out}: {len(results)} tensors")
@@ -71,6 +73,7 @@ def replay(
     devices: Devices,
     policy: MemoryPolicy,
     audio_guidance: float = 1.0,
+    sampler: str = "renoise",
     wav2vec: Path | None = None,
 ) -> dict[str, torch.Tensor]:
     """Runs `part` on the tensors of `inputs`, writes `out`, and returns what it wrote.
@@ -81,7 +84,7 @@ def replay(
         raise InputError(f"{out}: expected the directory {out.parent} to exist")
     with open_tensor_file(inputs) as given:
         if part == "dit":
-            results = _replay_dit(checkpoint, given, devices, policy, audio_guidance)
+            results = _replay_dit(checkpoint, given, devices, policy, audio_guidance, sampler)
         elif part == "vae":
             results = _replay_vae(checkpoint, given, devices)
         else:
@@ -143,6 +146,7 @@ def _replay_dit(
     devices: Devices,
     policy: MemoryPolicy,
     audio_guidance: float,
+    sampler: str,
 ) -> dict[str, torch.Tensor]:
     dit = Dit.load(checkpoint, devices.core, devices.precision)
     config = dit.config
@@ -166,17 +170,20 @@ def _replay_dit(
             f"found {y.shape[1]}"
         )
     h, w = y.shape[2:]
-    stream = dit.open_stream((h, w), policy, audio_guidance, clip.shape[0])
+    stream = dit.open_stream((h, w), policy, audio_guidance, clip.shape[0], sampler)
     stream.set_image(clip, y)
     results: dict[str, torch.Tensor] = {}
     for block in range(num_blocks):
         shape = stream.latent_shape
         noise = _take(given, f"noise.{block}", shape)
-        renoise = [_take(given, f"renoise.{block}.{step}", shape) for step in range(STEPS - 1)]
+        renoise = None
+        if sampler == "renoise":
+            names = [f"renoise.{block}.{step}" for step in range(STEPS - 1)]
+            renoise = torch.stack([_take(given, name, shape) for name in names])
         stream.set_prompt(edited if block == EDITED_BLOCK else text)
         velocities = np.zeros((STEPS, *shape), np.float32)
         rows = audio_rows(audio, block, stream.clock)
-        latent = stream.denoise(noise, torch.stack(renoise), rows, velocities=velocities)
+        latent = stream.denoise(noise, renoise, rows, velocities=velocities)
         for step in range(STEPS):
             results[f"velocity.{block}.{step}"] = torch.from_numpy(velocities[step])
         results[f"latent.{block}"] = latent

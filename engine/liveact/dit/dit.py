@@ -23,6 +23,7 @@ STEPS = 3
 MEMORIES = ("sequential", "sharded", "mean")
 COMPRESS_AXES = ("token", "frame")
 VALUE_FILTERS = ("key", "own")
+SAMPLERS = ("renoise", "euler")
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,12 @@ class Dit:
         policy: MemoryPolicy = MemoryPolicy(),
         audio_guidance: float = 1.0,
         image_tokens: int = 257,
+        sampler: str = "renoise",
     ) -> DitStream:
-        """A new session's state. `latent_size` is (h, w) = picture (height, width) / 8."""
-        return DitStream(self, latent_size, policy, audio_guidance, image_tokens)
+        """A new session's state. `latent_size` is (h, w) = picture (height, width) / 8; `sampler`
+        one of SAMPLERS: the released generator's, which draws fresh noise between the steps, or the
+        released demo's plain Euler step."""
+        return DitStream(self, latent_size, policy, audio_guidance, image_tokens, sampler)
 
 
 class DitStream:
@@ -109,9 +113,11 @@ class DitStream:
         policy: MemoryPolicy,
         audio_guidance: float,
         image_tokens: int,
+        sampler: str,
     ) -> None:
         self._dit = dit
         self.latent_size = latent_size
+        self.sampler = sampler
         self.clock = BlockClock(Slots(*policy.slots))
         self._stream: Any = _core.Stream(
             dit.model,
@@ -122,6 +128,7 @@ class DitStream:
             policy.value_filter,
             audio_guidance,
             image_tokens,
+            sampler,
         )
 
     @property
@@ -167,19 +174,29 @@ class DitStream:
     def denoise(
         self,
         noise: torch.Tensor,
-        renoise: torch.Tensor,
+        renoise: torch.Tensor | None,
         audio: torch.Tensor,
         *,
         velocities: np.ndarray[Any, np.dtype[np.float32]] | None = None,
     ) -> torch.Tensor:
         """The next block.
 
-        noise [16, n, h, w]; renoise [2, 16, n, h, w]; audio [rows, layers, hidden] or
-        [rows, audio_dim] with `audio_rows_of_next_block` rows. Returns the latent [16, n, h, w]
-        fp32. Raises SessionError after `cancel` or when the result is not finite.
+        noise [16, n, h, w]; renoise [2, 16, n, h, w], None with the sampler `euler`; audio
+        [rows, layers, hidden] or [rows, audio_dim] with `audio_rows_of_next_block` rows. Returns
+        the latent [16, n, h, w] fp32. Raises SessionError after `cancel` or when the result is not
+        finite.
         """
         rows = _f32(audio.reshape(audio.shape[0], -1))
-        return torch.from_numpy(self._call("denoise", _f32(noise), _f32(renoise), rows, velocities))
+        fresh = None if renoise is None else _f32(renoise)
+        return torch.from_numpy(self._call("denoise", _f32(noise), fresh, rows, velocities))
+
+    def draw_noise(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Noise and re-noising of the next block, as `denoise` takes them."""
+        noise = torch.randn(self.latent_shape, generator=generator)
+        if self.sampler == "euler":
+            return noise, None
+        fresh = (torch.randn(self.latent_shape, generator=generator) for _ in range(STEPS - 1))
+        return noise, torch.stack([*fresh])
 
     def cancel(self) -> None:
         """Makes a running `denoise` raise at its next layer, for good. From any thread."""

@@ -59,7 +59,8 @@ class Session:
             text, pipeline.open_audio, pipeline.fps, max_backlog_s=max_backlog_s, idles=idles
         )
         self._workers = Workers(self._state, pipeline, self.name)
-        weakref.finalize(self, self._workers.cancel).atexit = False
+        self._dropped = weakref.finalize(self, self._workers.cancel)
+        self._dropped.atexit = False
 
     def push_audio(
         self,
@@ -139,6 +140,7 @@ class Session:
 
         Any thread, any time; returns when both workers have ended.
         """
+        self._dropped.detach()
         self._workers.close()
 
     @property

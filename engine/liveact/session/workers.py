@@ -24,7 +24,7 @@ import torch
 
 from liveact.audio.chain import SoundFormat
 from liveact.audio.front_end import AudioFrontEnd
-from liveact.dit.dit import STEPS, DitStream
+from liveact.dit.dit import DitStream
 from liveact.errors import SessionError
 from liveact.files import one_line
 from liveact.finite import NOT_FINITE, all_finite
@@ -154,13 +154,11 @@ class Workers:
             self._state.features_taken()
 
     def _denoise(self, turn: Turn, features: torch.Tensor) -> torch.Tensor:
-        stream, generator = self._pipeline.stream, self._pipeline.noise
+        stream = self._pipeline.stream
         if turn.text is not self._prompt_in_use:
             stream.set_prompt(turn.text)
             self._prompt_in_use = turn.text
-        shape = stream.latent_shape
-        noise, *renoise = (torch.randn(shape, generator=generator) for _ in range(STEPS))
-        return stream.denoise(noise, torch.stack(renoise), features)
+        return stream.denoise(*stream.draw_noise(self._pipeline.noise), features)
 
     def _decode_blocks(self) -> None:
         while True:
