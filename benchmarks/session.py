@@ -26,10 +26,10 @@ from rich.table import Table
 from benchmarks import models, playback, spread
 from benchmarks.options import add_model
 from benchmarks.playback import Arrival
-from liveact.dit.dit import MemoryPolicy
+from liveact.dit.dit import STEPS, MemoryPolicy
 from liveact.engine import Engine
 from liveact.errors import InputError, SessionError
-from liveact.session.chunk import Chunk
+from liveact.session.chunk import BlockTimings, Chunk
 from liveact.session.session import Session
 
 RATE_HZ = 16_000
@@ -120,7 +120,7 @@ class Recorder:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.arrivals: list[Arrival] = []
-        self.timings: list[dict[str, float]] = []
+        self.timings: list[BlockTimings] = []
         self.rss_bytes: list[int] = []
         self.device_bytes: list[int] = []
 
@@ -130,8 +130,8 @@ class Recorder:
             if see is not None:
                 see(chunk)
             self.arrivals.append(Arrival(now_s, chunk.pts, len(chunk.frames) / FPS, chunk.block))
-            if chunk.last_of_block:
-                self.timings.append(chunk.timings)
+            if chunk.timings.block is not None:
+                self.timings.append(chunk.timings.block)
                 self.rss_bytes.append(resident_bytes())
                 held = self._engine.dit.device.allocated_bytes
                 if self._engine.devices.vae_name != "cpu":
@@ -224,10 +224,15 @@ def evaluate(
     steady = timings[STEADY_BLOCK:]
     intervals = playback.intervals_ms(arrivals)
     periods = playback.block_periods_ms(arrivals, STEADY_BLOCK)
-    stages = ("audio_ms", "denoise_ms", "step0_ms", "step1_ms", "step2_ms", "block_decode_ms")
+    stages = {
+        "audio_ms": [t.audio_ms for t in steady],
+        "denoise_ms": [t.denoise_ms for t in steady],
+        **{f"step{i}_ms": [t.step_ms[i] for t in steady] for i in range(STEPS)},
+        "block_decode_ms": [t.decode_ms for t in steady],
+    }
     # The slower worker sets the pace; at a live pace both wait for the speaker, so periods do not
     # tell what they could do.
-    work_ms = [max(t["audio_ms"] + t["denoise_ms"], t["block_decode_ms"]) for t in steady]
+    work_ms = [max(t.audio_ms + t.denoise_ms, t.decode_ms) for t in steady]
     period_ms = spread.percentile(work_ms if live_since_s is not None else periods, 50)
     block_s = BLOCK_FRAMES / FPS
     growth = slope(recorder.rss_bytes[STEADY_BLOCK:])
@@ -245,9 +250,8 @@ def evaluate(
         "playback": [playback.play(arrivals, buffer_s) for buffer_s in BUFFERS_S],
         "real_time_factor": period_ms / 1e3 / block_s,
         "frames_per_second": 1e3 * BLOCK_FRAMES / period_ms,
-        "stages_ms": {name: spread.percentile([t[name] for t in steady], 50) for name in stages},
-        "overlap": sum(t["overlap_ms"] for t in steady)
-        / max(sum(t["block_decode_ms"] for t in steady), 1e-9),
+        "stages_ms": {name: spread.percentile(ms, 50) for name, ms in stages.items()},
+        "overlap": sum(t.overlap_ms for t in steady) / max(sum(t.decode_ms for t in steady), 1e-9),
         "memory": {
             "rss_bytes": _thinned(recorder.rss_bytes),
             "device_bytes": _thinned(recorder.device_bytes),

@@ -10,6 +10,7 @@ with Engine.load("ckpt/") as engine:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import threading
@@ -20,7 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from cachetools import LRUCache, cachedmethod
@@ -40,8 +41,10 @@ from liveact.encoders.speech import AudioEncoder
 from liveact.errors import InputError, LiveActError
 from liveact.finite import NOT_FINITE, all_finite
 from liveact.lifetime import Lifetime
+from liveact.session import aio
 from liveact.session.options import AudioMode, Portrait, SessionOptions
 from liveact.session.session import Session
+from liveact.session.stats import EngineStats
 from liveact.session.timeline import Timeline
 from liveact.session.workers import Pipeline, Workers
 from liveact.vae.condition import condition_on
@@ -109,6 +112,8 @@ class Engine:
         self._workers: weakref.WeakSet[Workers] = weakref.WeakSet()
         # Two threads may make the same entry at once; the first one is kept.
         self._lock = threading.Lock()
+        self._loaded_s = time.monotonic()
+        self._num_opened = 0
         self._prompts: LRUCache[object, torch.Tensor] = LRUCache(CACHED_PROMPTS)
         self._pictures: LRUCache[object, EncodedPicture] = LRUCache(CACHED_PICTURES)
         self._silences: LRUCache[object, torch.Tensor] = LRUCache(CACHED_SILENCES)
@@ -204,8 +209,10 @@ class Engine:
         if not self._lifetime.process.is_here():
             return
         self._lifetime.end()
-        for workers in list(self._workers):
-            workers.close()
+        with self._lock:
+            workers = list(self._workers)
+        for one in workers:
+            one.close()
         with self._lock:
             networks, self._networks = self._networks, None
             self._prompts.clear()
@@ -221,6 +228,23 @@ class Engine:
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         _log.info("engine closed")
+
+    def stats(self) -> EngineStats:
+        """Sessions, memory and caches at this moment. Raises LiveActError once it is closed."""
+        device = self._open().dit.device
+        with self._lock:
+            prompts, pictures, opened = len(self._prompts), len(self._pictures), self._num_opened
+            workers = list(self._workers)
+        open_ones = [one for one in workers if not one.is_closed]
+        sessions = sorted((w.stats for w in open_ones), key=lambda found: -found.age_s)
+        return EngineStats(
+            sessions=tuple(sessions),
+            sessions_opened=opened,
+            device_bytes=device.allocated_bytes,
+            cached_prompts=prompts,
+            cached_pictures=pictures,
+            age_s=time.monotonic() - self._loaded_s,
+        )
 
     def __enter__(self) -> Engine:
         return self
@@ -352,6 +376,11 @@ class Engine:
             )
             return self._open_session(options)
 
+    async def aopen_session(self, **options: Any) -> Session:
+        """`open_session`, with the same arguments, for an event loop, which it never holds up. A
+        session is closed again where the caller is cancelled meanwhile."""
+        return await aio.opened(functools.partial(self.open_session, **options))
+
     def _open_session(self, options: SessionOptions) -> Session:
         text = self.encode_prompt(options.prompt)
         networks = self._open()
@@ -385,7 +414,9 @@ class Engine:
             timeline=timeline,
         )
         session = Session(pipeline, text, max_backlog_s=options.max_backlog_s, idles=options.idles)
-        self._workers.add(session.workers)
+        with self._lock:
+            self._workers.add(session.workers)
+            self._num_opened += 1
         height, width = options.picture.shape[1:]
         _log.info("%s opened: %d×%d at %g fps", session, width, height, float(options.fps))
         return session

@@ -27,6 +27,7 @@ from benchmarks.telemetry import Telemetry
 from liveact import _core, _core_dev
 from liveact.dit.dit import MemoryPolicy
 from liveact.errors import DeviceError, InputError, LiveActError
+from liveact.session.chunk import BlockTimings
 from tests.support.paths import REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -390,9 +391,14 @@ def test_a_live_pace_is_that_of_the_clock() -> None:
 def test_a_session_is_flat_and_a_leak_is_not() -> None:
     """What keeps one picture per block is seen."""
     size, picture = (64, 64), 3 * 64 * 64
-    timings = dict.fromkeys(
-        ("audio_ms", "denoise_ms", "step0_ms", "step1_ms", "step2_ms", "block_decode_ms"), 1.0
-    ) | {"overlap_ms": 0.5}
+    timings = BlockTimings(
+        wait_ms=1.0,
+        audio_ms=1.0,
+        denoise_ms=1.0,
+        step_ms=(1.0, 1.0, 1.0),
+        decode_ms=1.0,
+        overlap_ms=0.5,
+    )
     for leak, flat in ((0, True), (picture, False)):
         recorder = session.Recorder(SimpleNamespace())  # type: ignore[arg-type]
         recorder.arrivals = [Arrival(1.6 * b, 1.6 * b, 1.6, b) for b in range(40)]

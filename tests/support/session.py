@@ -29,7 +29,9 @@ def open_session(engine: Engine, **options: Any) -> Session:
 
 
 def workers() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("liveact-")]
+    return [
+        t.name for t in threading.enumerate() if t.name in ("liveact-denoise", "liveact-decode")
+    ]
 
 
 def wait_until(condition: Callable[[], bool], message: str, timeout_s: float = 20.0) -> None:

@@ -57,11 +57,11 @@ class Report:
             rows.append(BlockRow(chunk.block))
         row = rows[-1]
         row.frames += len(chunk.frames)
-        if not chunk.last_of_block:
+        if (timings := chunk.timings.block) is None:
             return
-        row.denoise_ms = chunk.timings["denoise_ms"]
-        row.decode_ms = chunk.timings["block_decode_ms"]
-        row.overlap = chunk.timings["overlap_ms"] / max(row.decode_ms, 1e-9)
+        row.denoise_ms = timings.denoise_ms
+        row.decode_ms = timings.decode_ms
+        row.overlap = timings.overlap_ms / max(row.decode_ms, 1e-9)
         now = time.perf_counter()
         row.real_time = row.frames / (float(fps) * max(now - self._last_s, 1e-9))
         self._last_s = now

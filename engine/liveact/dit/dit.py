@@ -156,7 +156,9 @@ class DitStream:
 
     @property
     def device_bytes(self) -> int:
-        return int(self._stream.device_bytes)
+        """Memory of the stream; 0 once it is closed. Any thread."""
+        stream = self._stream
+        return 0 if stream is None else int(stream.device_bytes)
 
     @property
     def timings(self) -> dict[str, Any]:

@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockTimings:
+    """Where the time of a block went, in milliseconds.
+
+    Attributes:
+        wait_ms: until its audio was there.
+        audio_ms: the audio encoder.
+        denoise_ms: all steps, and the projection of the audio.
+        step_ms: each step, on the device.
+        decode_ms: all of its chunks.
+        overlap_ms: how much of that passed while a block was denoised.
+    """
+
+    wait_ms: float
+    audio_ms: float
+    denoise_ms: float
+    step_ms: tuple[float, ...]
+    decode_ms: float = 0.0
+    overlap_ms: float = 0.0
+
+
+class ChunkTimings(NamedTuple):
+    """Where the time of a chunk went.
+
+    Attributes:
+        decode_ms: milliseconds of its latent frame.
+        block: of the whole block, in the last chunk of it; else None.
+    """
+
+    decode_ms: float = 0.0
+    block: BlockTimings | None = None
+
+
+_NO_TIMINGS = ChunkTimings()
 
 
 @dataclass(frozen=True)
@@ -29,10 +65,7 @@ class Chunk:
         speech: whether there is pushed sound in it, and not only the silence of idling or after the
             end of an utterance.
         last_of_utterance: whether the sound of the utterance ends in it.
-        timings: milliseconds. `decode_ms` is of this chunk. The last chunk of a block has, of the
-            whole block, also `wait_ms` (for audio), `audio_ms` (encoder), `denoise_ms`, `step0_ms`
-            to `step2_ms`, `block_decode_ms`, and `overlap_ms`: how much of the decoding passed
-            while a block denoised.
+        timings: where the time went.
     """
 
     frames: npt.NDArray[np.uint8]
@@ -44,7 +77,7 @@ class Chunk:
     utterance: int = 0
     speech: bool = True
     last_of_utterance: bool = False
-    timings: dict[str, float] = field(default_factory=dict)
+    timings: ChunkTimings = _NO_TIMINGS
 
 
 class Interruption(NamedTuple):

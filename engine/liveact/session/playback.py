@@ -13,11 +13,18 @@ class PlaybackClock:
 
     The player is taken to play without a pause from the first chunk on. One that takes a chunk
     later than it should have been played is waiting, so its clock begins anew there.
+
+    Attributes:
+        taken_frames: so far.
+        underruns: how often a chunk that follows on came later than it was to be played.
+        stalled_s: how much later, in all.
     """
 
     def __init__(self, fps: Fraction) -> None:
         self._fps = fps
         self.taken_frames = 0
+        self.underruns = 0
+        self.stalled_s = 0.0
         self._start_s: float | None = None  # when frame 0 played, of time.monotonic
         self._block_s = 0.0  # how long the last blocks took, from their start to the first picture
 
@@ -26,12 +33,22 @@ class PlaybackClock:
         """Presentation time of the chunk that is taken next, in seconds."""
         return float(self.taken_frames / self._fps)
 
-    def take(self, num_frames: int) -> None:
-        """A chunk is taken now."""
+    def take(self, num_frames: int, asked_s: float, follows_on: bool) -> None:
+        """A chunk is taken now, asked for at `asked_s`. follows_on: without it, whoever plays the
+        chunk before stands still."""
         now_s = time.monotonic()
+        late_s = self.late_s(asked_s)
+        if follows_on and late_s > 0.5 / self._fps:  # less than half a frame, nobody sees
+            self.underruns += 1
+            self.stalled_s += late_s
         played_from_s = now_s - self.pts
         self._start_s = max(self._start_s or played_from_s, played_from_s)
         self.taken_frames += num_frames
+
+    def late_s(self, since_s: float) -> float:
+        """How long the next chunk is overdue, counted from `since_s` at the earliest."""
+        wanted_s = since_s if self._start_s is None else max(since_s, self._start_s + self.pts)
+        return max(0.0, time.monotonic() - wanted_s)
 
     def note_block(self, seconds: float) -> None:
         """A block took this long; slower ones count at once, faster ones bit by bit."""

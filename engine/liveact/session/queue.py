@@ -57,6 +57,12 @@ class BoundedQueue(Generic[T]):
         with self._changed:
             return sum(weight(item) for item in self._items)
 
+    @property
+    def is_drained(self) -> bool:
+        """Whether it was finished and everything was taken."""
+        with self._changed:
+            return self._finished and not self._items
+
     def clear(self) -> None:
         """Drops what is in it."""
         with self._changed:

@@ -9,10 +9,12 @@ thread. The first error of a worker ends its session and reaches the consumer as
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +24,10 @@ from liveact import arguments
 from liveact.audio.front_end import MAX_RATE_HZ, MIN_RATE_HZ
 from liveact.errors import InputError
 from liveact.lifetime import OneProcess
+from liveact.session import aio
 from liveact.session.chunk import Chunk, Interruption
 from liveact.session.state import PromptEdit, SessionState
+from liveact.session.stats import SessionStats
 from liveact.session.workers import Pipeline, Workers
 
 _log = logging.getLogger("liveact")
@@ -78,10 +82,7 @@ class Session:
         Raises BacklogFull, where nothing is taken (timeout_s 0) or the rest was not; InputError for
         bad samples, or a format other than the utterance began with.
         """
-        self._process.check()
-        rate_hz = arguments.whole_number("sample rate", sample_rate, MIN_RATE_HZ, MAX_RATE_HZ)
-        wait_s = arguments.seconds("timeout_s", timeout_s)
-        self._state.push(arguments.samples("pcm", pcm), rate_hz, wait_s)
+        self._state.push(*self._sound(pcm, sample_rate, timeout_s))
 
     def end_of_utterance(self) -> int | None:
         """What was said so far is complete. Silence fills its last block, all of it is delivered,
@@ -135,6 +136,18 @@ class Session:
         self._process.check()
         return self._state.backlog_s
 
+    @property
+    def lag_s(self) -> float:
+        """For how many seconds the next chunk has been overdue, for a player that plays what it
+        takes without a pause; 0 where it is in time, or where nothing is being made."""
+        self._process.check()
+        return self._state.lag_s
+
+    def stats(self) -> SessionStats:
+        """State, queues, lag and memory at this moment. Any thread, also once it was closed."""
+        self._process.check()
+        return self._workers.stats
+
     def close(self) -> None:
         """Ends the session now and frees its memory; whoever waits on it gets SessionError.
 
@@ -173,3 +186,69 @@ class Session:
         """
         self._process.check()
         return self._state.take(arguments.seconds("timeout_s", timeout_s))
+
+    # ------------------------------------------------------------------- for an event loop
+    #
+    # Each does what its twin without the `a` does, and never holds up the loop.
+
+    async def apush_audio(
+        self,
+        pcm: npt.NDArray[np.float32],
+        sample_rate: int,
+        *,
+        timeout_s: float | None = 0.0,
+    ) -> None:
+        """`push_audio`. Calls are to be awaited one after the other; a cancelled one has pushed a
+        part."""
+        await aio.push(self._state, *self._sound(pcm, sample_rate, timeout_s))
+
+    async def aend_of_utterance(self) -> int | None:
+        """`end_of_utterance`."""
+        return await aio.off_loop(self.end_of_utterance)
+
+    async def aend_of_audio(self) -> None:
+        """`end_of_audio`."""
+        await aio.off_loop(self.end_of_audio)
+
+    async def aset_prompt(
+        self, prompt: str, from_block: int = 0, to_block: int | None = None
+    ) -> None:
+        """`set_prompt`."""
+        await aio.off_loop(self.set_prompt, prompt, from_block, to_block)
+
+    async def ainterrupt(self) -> Interruption:
+        """`interrupt`."""
+        return await aio.off_loop(self.interrupt)
+
+    async def aclose(self) -> None:
+        """`close`; goes on to its end where the caller is cancelled."""
+        await asyncio.shield(aio.off_loop(self.close))
+
+    async def anext_chunk(self, timeout_s: float | None = None) -> Chunk | None:
+        """`next_chunk`. No chunk is lost where the caller is cancelled."""
+        self._process.check()
+        return await aio.take(self._state, arguments.seconds("timeout_s", timeout_s))
+
+    async def __aenter__(self) -> Session:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        chunk = await self.anext_chunk()
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    def _sound(
+        self, pcm: object, sample_rate: object, timeout_s: object
+    ) -> tuple[npt.NDArray[Any], int, float | None]:
+        """The arguments of `push_audio`, checked."""
+        self._process.check()
+        rate_hz = arguments.whole_number("sample rate", sample_rate, MIN_RATE_HZ, MAX_RATE_HZ)
+        wait_s = arguments.seconds("timeout_s", timeout_s)
+        return arguments.samples("pcm", pcm), rate_hz, wait_s

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -17,9 +18,10 @@ from liveact.audio.front_end import AudioFrontEnd
 from liveact.audio.samples import as_float
 from liveact.blocks import FEATURE_REACH, BlockClock
 from liveact.errors import BacklogFull, InputError, LiveActError, SessionError
-from liveact.session.chunk import Chunk, Interruption
+from liveact.session.chunk import BlockTimings, Chunk, Interruption
 from liveact.session.playback import PlaybackClock
 from liveact.session.queue import BoundedQueue, ClosedError
+from liveact.session.stats import SessionStats, State
 from liveact.session.utterance import Utterance
 
 LATENT_QUEUE_BLOCKS = 1  # denoised and not yet being decoded
@@ -69,6 +71,7 @@ class Turn:
         text: the prompt, [tokens, text_dim].
         epoch: interruptions before it.
         speech_epoch: beginnings of utterances before it.
+        begun_s: when, of time.monotonic.
     """
 
     block: int
@@ -77,6 +80,7 @@ class Turn:
     text: torch.Tensor
     epoch: int
     speech_epoch: int
+    begun_s: float
 
 
 @dataclass(frozen=True)
@@ -86,14 +90,12 @@ class Latent:
     Attributes:
         turn: what it is.
         value: [16, n, h, w].
-        timings: milliseconds, see `Chunk`.
-        started_s: when it was begun, of time.monotonic.
+        timings: all but the decoding.
     """
 
     turn: Turn
     value: torch.Tensor
-    timings: dict[str, float]
-    started_s: float
+    timings: BlockTimings
 
 
 class SessionState:
@@ -121,6 +123,7 @@ class SessionState:
         # Re-entrant: a dropped session may be collected, and its workers stopped, anywhere.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
+        self._listeners: list[Callable[[], None]] = []
         self._text = text
         self._open_audio = open_audio
         self._max_backlog_s = max_backlog_s
@@ -137,6 +140,8 @@ class SessionState:
         self._ended = False
         self._closed = False
         self._error: BaseException | None = None
+        self._opened_s = time.monotonic()
+        self._last_taken: Chunk | None = None  # without what an interruption came after
 
     # ------------------------------------------------------------------------- the caller's side
 
@@ -154,17 +159,41 @@ class SessionState:
             if self._closed:
                 raise SessionError("the session was closed")
 
+    @property
+    def epoch(self) -> int:
+        """Interruptions so far."""
+        with self._lock:
+            return self._epoch
+
+    @contextmanager
+    def listening(self, listener: Callable[[], None]) -> Iterator[None]:
+        """`listener` is called whenever something changes; under the lock, so it must not wait."""
+        with self._lock:
+            self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._listeners.remove(listener)
+
     def push(
-        self, pcm: npt.NDArray[np.float32], sample_rate_hz: int, timeout_s: float | None
+        self,
+        pcm: npt.NDArray[np.float32],
+        sample_rate_hz: int,
+        timeout_s: float | None,
+        epoch: int | None = None,
     ) -> None:
         """Gives audio to the last utterance, in pieces where it has to wait for space.
 
-        After an interruption the rest of what was being pushed is dropped. Raises InputError,
+        After an interruption the rest of what was being pushed is dropped, and all of it where
+        there were more than `epoch` of them. Raises InputError,
         BacklogFull, SessionError.
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         with self._lock:
             self._check_speaking()
+            if epoch not in (None, self._epoch):
+                return
             epoch = self._epoch
             utterance = self.utterances[-1]
             pcm = as_float(pcm)
@@ -179,7 +208,7 @@ class SessionState:
                 if count:
                     utterance.audio.push(pcm[:count], sample_rate_hz)
                     pcm = pcm[count:]
-                    self._changed.notify_all()
+                    self._wake()
                     continue
                 left_s = None if deadline_s is None else deadline_s - time.monotonic()
                 if left_s is not None and left_s <= 0:
@@ -199,7 +228,7 @@ class SessionState:
                 return None
             utterance.audio.end(silence=True)
             self.utterances.append(Utterance(utterance.number + 1, self._open_audio()))
-            self._changed.notify_all()
+            self._wake()
             return utterance.number
 
     def end(self) -> None:
@@ -215,7 +244,7 @@ class SessionState:
                 if utterance.begun or nothing_ever:
                     utterance.audio.end()
             finally:
-                self._changed.notify_all()
+                self._wake()
 
     def edit(self, edit: PromptEdit) -> None:
         """Adds an edit; those that can no longer apply go, so there are never more than a few."""
@@ -233,16 +262,22 @@ class SessionState:
             number = left[-1].number + left[-1].begun
             self.utterances = deque([Utterance(number, self._open_audio())])
             self._delivered, self._delivered_all = (number, 0), False
+            self._last_taken = None
             self._epoch += 1
-            self._changed.notify_all()
+            self._wake()
         for utterance in left:
             utterance.audio.close()
         self.chunks.clear()
         return result
 
-    def take(self, timeout_s: float | None) -> Chunk | None:
-        """The next chunk that still counts, None after the last; TimeoutError when none came."""
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    def take(self, timeout_s: float | None, asked_s: float | None = None) -> Chunk | None:
+        """The next chunk that still counts, None after the last; TimeoutError when none came.
+
+        asked_s: since when it is waited for, of time.monotonic; None: since now.
+        """
+        now_s = time.monotonic()
+        asked_s = now_s if asked_s is None else asked_s
+        deadline_s = None if timeout_s is None else now_s + timeout_s
         while True:
             left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
             try:
@@ -254,9 +289,10 @@ class SessionState:
                 if self._stale(turn, chunk.speech):
                     continue
                 chunk = replace(chunk, pts=self._playback.pts)
-                self._playback.take(len(chunk.frames))
+                self._playback.take(len(chunk.frames), asked_s, self._follows_on(chunk))
+                self._last_taken = chunk
                 self._note_delivered(chunk)
-                self._changed.notify_all()
+                self._wake()
                 return chunk
 
     @property
@@ -264,6 +300,35 @@ class SessionState:
         """Seconds of audio that wait to be used."""
         with self._lock:
             return sum(utterance.audio.backlog_s for utterance in self.utterances)
+
+    @property
+    def lag_s(self) -> float:
+        """See `Session.lag_s`."""
+        with self._lock:
+            due = [t for t in self._in_flight if not self._stale(t, not t.idle)]
+            if not due or self._waiting_frames():
+                return 0.0
+            return self._playback.late_s(due[0].begun_s)
+
+    def stats(self, name: str, device_bytes: int) -> SessionStats:
+        """Of the session, now. `name` and `device_bytes` of it are known elsewhere."""
+        with self._lock:
+            return SessionStats(
+                name=name,
+                state=self._named(),
+                utterance=self.utterances[-1].number,
+                blocks=self.next_block,
+                frames=self._playback.taken_frames,
+                latents_waiting=len(self.latents),
+                chunks_waiting=len(self.chunks),
+                backlog_s=self.backlog_s,
+                lag_s=self.lag_s,
+                underruns=self._playback.underruns,
+                stalled_s=self._playback.stalled_s,
+                interruptions=self._epoch,
+                age_s=time.monotonic() - self._opened_s,
+                device_bytes=device_bytes,
+            )
 
     # ----------------------------------------------------------------------- the workers' side
 
@@ -299,7 +364,7 @@ class SessionState:
     def features_taken(self) -> None:
         """The audio of a block was used: there is space for more."""
         with self._lock:
-            self._changed.notify_all()
+            self._wake()
 
     def deliver(self, turn: Turn, chunk: Chunk) -> None:
         """Hands a chunk over, unless it does not count any more; waits where the queue is full."""
@@ -307,13 +372,21 @@ class SessionState:
             if self._stale(turn, chunk.speech):
                 return
         self.chunks.put((turn, chunk))
+        with self._lock:
+            self._wake()
 
     def decoded(self, turn: Turn, seconds: float) -> None:
         """A block is decoded to its end; `seconds` from its start to its first picture."""
         with self._lock:
             self._in_flight.remove(turn)
             self._playback.note_block(seconds)
-            self._changed.notify_all()
+            self._wake()
+
+    def finish(self) -> None:
+        """Every block is decoded."""
+        self.chunks.finish()
+        with self._lock:
+            self._wake()
 
     def was_interrupted(self, turn: Turn) -> bool:
         """Whether a session that goes on has left the utterance of `turn` behind."""
@@ -348,14 +421,19 @@ class SessionState:
 
     # ------------------------------------------------------------------------------------ inside
 
+    def _wake(self) -> None:
+        self._changed.notify_all()
+        for listener in self._listeners:
+            listener()
+
     def _stop(self) -> None:
-        with self._lock:
-            utterances = list(self.utterances)
-            self._changed.notify_all()
-        for utterance in utterances:
-            utterance.audio.close()
         self.latents.close()
         self.chunks.close()
+        with self._lock:
+            utterances = list(self.utterances)
+            self._wake()
+        for utterance in utterances:
+            utterance.audio.close()
 
     def _check_speaking(self) -> None:
         self.check_open()
@@ -403,19 +481,44 @@ class SessionState:
             return None
         if self.next_block == 0:
             return 0.0  # the first picture at once
-        waiting = self.chunks.sum(
-            lambda item: 0 if self._stale(item[0], item[1].speech) else len(item[1].frames)
-        )
+        waiting = self._waiting_frames()
         clock = self.utterances[-1].audio.clock
         made = [turn.block for turn in self._in_flight if not self._stale(turn, not turn.idle)]
         waiting += sum(len(clock.video_frames(block)) for block in made)
         return self._playback.idle_deadline_s(waiting)
+
+    def _waiting_frames(self) -> int:
+        """In chunks that still count and were not taken yet."""
+        return self.chunks.sum(
+            lambda item: 0 if self._stale(item[0], item[1].speech) else len(item[1].frames)
+        )
+
+    def _follows_on(self, chunk: Chunk) -> bool:
+        """Whether a player that took the chunk before is still at it."""
+        last = self._last_taken
+        if last is None or self._idles:
+            return last is not None
+        return last.utterance == chunk.utterance and not last.last_of_utterance
+
+    def _named(self) -> State:
+        if self._error is not None:
+            return "failed"
+        if self._closed:
+            return "closed"
+        if self.chunks.is_drained:
+            return "ended"
+        speaks = any(utterance.begun for utterance in self.utterances) or any(
+            not turn.idle and turn.epoch == self._epoch for turn in self._in_flight
+        )
+        if speaks or self.chunks.sum(lambda item: item[1].speech):
+            return "speaking"
+        return "idling" if self._idles else "waiting"
 
     def _turn(self, utterance: Utterance, idle: bool) -> Turn:
         block = self.next_block
         self.next_block += 1
         texts = [edit.text for edit in self.edits if edit.applies_to(block)]
         text = texts[-1] if texts else self._text
-        turn = Turn(block, utterance, idle, text, self._epoch, self._speech_epoch)
+        turn = Turn(block, utterance, idle, text, self._epoch, self._speech_epoch, time.monotonic())
         self._in_flight.append(turn)
         return turn

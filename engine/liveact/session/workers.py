@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -29,9 +29,10 @@ from liveact.errors import SessionError
 from liveact.files import one_line
 from liveact.finite import NOT_FINITE, all_finite
 from liveact.lifetime import OneProcess
-from liveact.session.chunk import Chunk
+from liveact.session.chunk import BlockTimings, Chunk, ChunkTimings
 from liveact.session.queue import ClosedError
 from liveact.session.state import Latent, SessionState, Turn
+from liveact.session.stats import SessionStats
 from liveact.session.timeline import Timeline
 from liveact.vae.vae import VaeStream
 
@@ -63,6 +64,11 @@ class Pipeline:
     fps: Fraction
     noise: torch.Generator
     timeline: Timeline
+
+    @property
+    def device_bytes(self) -> int:
+        """Of its streams."""
+        return self.stream.device_bytes + self.decoder.size_bytes
 
 
 class Workers:
@@ -104,6 +110,17 @@ class Workers:
         if self._closed.acquire(blocking=False):
             _log.info("%s closed", self._name)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` has ended."""
+        return self._closed.locked()
+
+    @property
+    def stats(self) -> SessionStats:
+        """Of the session, now."""
+        device_bytes = self._pipeline.device_bytes
+        return self._state.stats(self._name, device_bytes)
+
     def _run(self, work: Callable[[], None]) -> None:
         try:
             work()
@@ -121,17 +138,19 @@ class Workers:
                 turn = self._state.next_turn()
             if turn is None:
                 break
-            timings = {"wait_ms": span.duration_ms}
-            started_s = time.monotonic()
+            wait_ms = span.duration_ms
             with timeline.span("audio", turn.block, track) as span:
                 features = self._features(turn)
-            timings["audio_ms"] = span.duration_ms
+            audio_ms = span.duration_ms
             with timeline.span("denoise", turn.block, track) as span:
                 latent = self._denoise(turn, features)
-            timings["denoise_ms"] = span.duration_ms
-            for step, step_ms in enumerate(self._pipeline.stream.timings["step_ms"]):
-                timings[f"step{step}_ms"] = step_ms
-            self._state.latents.put(Latent(turn, latent, timings, started_s))
+            timings = BlockTimings(
+                wait_ms=wait_ms,
+                audio_ms=audio_ms,
+                denoise_ms=span.duration_ms,
+                step_ms=tuple(self._pipeline.stream.timings["step_ms"]),
+            )
+            self._state.latents.put(Latent(turn, latent, timings))
         self._state.latents.finish()
 
     def _features(self, turn: Turn) -> torch.Tensor:
@@ -167,7 +186,7 @@ class Workers:
             except ClosedError:
                 break
             self._decode_block(latent)
-        self._state.chunks.finish()
+        self._state.finish()
 
     def _decode_block(self, latent: Latent) -> None:
         """Decodes one block, chunk by chunk. What was interrupted is decoded too, since the
@@ -182,14 +201,14 @@ class Workers:
             with timeline.span("decode", turn.block, "decode worker") as span:
                 frames = self._next_piece(pieces, turn.block)[: end - start]
             if start == frames_of_block.start:
-                first_picture_s = time.monotonic() - latent.started_s
+                first_picture_s = time.monotonic() - turn.begun_s
             block_decode_ms += span.duration_ms
             overlap_ms += timeline.overlap_ms(span, "denoise")
-            timings = {"decode_ms": span.duration_ms}
+            timings = ChunkTimings(span.duration_ms)
             stop = start + len(frames)
             if stop == end:
-                timings |= latent.timings
-                timings |= {"block_decode_ms": block_decode_ms, "overlap_ms": overlap_ms}
+                whole = replace(latent.timings, decode_ms=block_decode_ms, overlap_ms=overlap_ms)
+                timings = timings._replace(block=whole)
             if (chunk := self._chunk(turn, frames, start, stop == end, timings)) is not None:
                 self._state.deliver(turn, chunk)
             start = stop
@@ -208,7 +227,7 @@ class Workers:
         frames: npt.NDArray[np.uint8],
         start: int,
         last_of_block: bool,
-        timings: dict[str, float],
+        timings: ChunkTimings,
     ) -> Chunk | None:
         """The frames from `start` of the session on, with their sound; None once interrupted."""
         utterance, stop = turn.utterance, start + len(frames)

@@ -62,8 +62,8 @@ class CausalState:
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the buffers, in bytes."""
-        return sum(buffer.nbytes for buffer in self._buffers.values())
+        """Memory of the buffers, in bytes. Any thread."""
+        return sum(buffer.nbytes for buffer in list(self._buffers.values()))
 
     def convolve(
         self,
