@@ -34,6 +34,8 @@ BENCHMARKS = {
     "block": "one denoised block in steady state, by stage, beside plain PyTorch",
     "vae": "the streaming decode of one block, beside the released way",
     "session": "live audio at real-time pace, as a viewer sees it; memory over hours",
+    "latency": "speech to the first speaking frame, interruption to the last stale one",
+    "conversation": "speech, silence and interruptions for an hour: nothing lost, flat memory",
     "profile": "a session for Nsight, and what instrumentation costs",
     "paper": "the paper's Tables 3 and 5 measured here beside the published; scaling",
 }
