@@ -404,9 +404,9 @@ class SessionState:
 
     def fail(self, error: BaseException) -> bool:
         """A worker ends with `error`: the first one is what the caller gets. False for what a
-        worker runs into when the session is closed under its feet."""
+        worker runs into when the session is closed, or the other one fails, under its feet."""
         with self._lock:
-            if self._closed and isinstance(error, LiveActError):
+            if isinstance(error, LiveActError) and (self._closed or self._error is not None):
                 return False
             if self._error is None:
                 self._error = error

@@ -13,6 +13,7 @@ import logging
 import math
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -70,6 +71,12 @@ class Pipeline:
         """Of its streams."""
         return self.stream.device_bytes + self.decoder.size_bytes
 
+    def close(self) -> None:
+        """Frees the memory."""
+        self.stream.close()
+        self.decoder.close()
+        self.timeline.close()
+
 
 class Workers:
     """Two threads: one denoises block b+1 while the other decodes block b."""
@@ -79,6 +86,8 @@ class Workers:
         self._state, self._pipeline, self._name = state, pipeline, name
         self._process = OneProcess(name)
         self._closed = threading.Lock()  # held for ever once it was closed
+        self._ending = threading.Lock()
+        self._running = 2
         self._prompt_in_use: torch.Tensor | None = None
         self._idle_frames = 0  # so far: sound of them in all is exact
         self._threads = [
@@ -97,16 +106,13 @@ class Workers:
         self._pipeline.stream.cancel()
 
     def close(self) -> None:
-        """Stops both and frees what they held. Any thread, any time, any number of times; in a fork
-        of the process, which has neither, it does nothing."""
+        """Stops both, and what they held is freed. Any thread, any time, any number of times; in a
+        fork of the process, which has neither, it does nothing."""
         if not self._process.is_here():
             return
         self.cancel()
         for thread in self._threads:
             thread.join()
-        self._pipeline.stream.close()
-        self._pipeline.decoder.close()
-        self._pipeline.timeline.close()
         if self._closed.acquire(blocking=False):
             _log.info("%s closed", self._name)
 
@@ -127,9 +133,15 @@ class Workers:
         except ClosedError:
             pass  # closed by the caller or after the other worker's error
         except BaseException as error:  # whatever it is, the consumer must learn of it
+            _let_go(error)
             if self._state.fail(error):
                 _log.error("%s failed: %s", self._name, one_line(error))
                 self._pipeline.stream.cancel()
+        finally:
+            with self._ending:
+                self._running -= 1
+                if not self._running:  # nobody uses them any more, whatever becomes of the session
+                    self._pipeline.close()
 
     def _denoise_blocks(self) -> None:
         timeline, track = self._pipeline.timeline, "denoise worker"
@@ -257,6 +269,17 @@ class Workers:
         self._idle_frames = stop
         samples = [round(f * output.sample_rate_hz / self._pipeline.fps) for f in (start, stop)]
         return np.zeros((samples[1] - samples[0], output.channels), np.float32)
+
+
+def _let_go(error: BaseException) -> None:
+    """Keeps the lines of the traceback for whoever reads it, but not what their variables held: the
+    worker itself, and so the memory of a session that nobody uses any more."""
+    assert error.__traceback__ is not None
+    error.__traceback__ = error.__traceback__.tb_next  # without the frame that still runs
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
 
 
 # A thread that returns from native code into an interpreter that is being torn down ends the
