@@ -15,7 +15,15 @@ from liveact.errors import BacklogFull, InputError, SessionError
 from liveact.session.chunk import Chunk
 from liveact.session.session import Session
 from tests.support.pipeline import Background, in_time, speech
-from tests.support.session import RATE_HZ, open_session, stream_of, take, wait_until
+from tests.support.session import (
+    RATE_HZ,
+    Gate,
+    decoder_of,
+    open_session,
+    stream_of,
+    take,
+    wait_until,
+)
 
 
 def frames_of(chunks: list[Chunk]) -> int:
@@ -188,13 +196,43 @@ def test_idling_waits_for_its_player(engine: Engine) -> None:
         assert session._state.next_block == 1
 
 
-def test_idling_that_was_not_taken_goes_when_speech_arrives(engine: Engine) -> None:
+def test_idling_that_was_not_taken_goes_when_speech_is_there(engine: Engine) -> None:
     with open_session(engine, idle="silence") as session:
         assert not in_time(session.next_chunk).speech
         wait_until(lambda: len(session._state.chunks) == 5, "no first block")
+        gate = Gate(decoder_of(session), "decode")
         session.push_audio(speech(2.0), RATE_HZ)
+        gate.wait()
         chunk = in_time(session.next_chunk)
-        assert chunk.speech and chunk.pts == 1 / 20
+        assert not chunk.speech and chunk.pts == 1 / 20, "nothing else is there to be looked at"
+        gate.open()
+        wait_until(lambda: session._state._spoken_from == 1, "speech does not arrive")
+        chunk = in_time(session.next_chunk)
+        assert chunk.speech and chunk.pts == 5 / 20
+
+
+def test_a_person_lives_on_while_speech_comes_at_its_pace(engine: Engine) -> None:
+    """A block of 1.6 s waits for its sound, and what idles would last for less."""
+    with open_session(engine, idle="silence", max_backlog_s=None) as session:
+        player = Player(session)
+        player.start()
+        wait_until(lambda: session.stats().frames > 40, "it does not idle")
+        said = speech(2.5)
+        late_s, said_s = player.late_s, time.monotonic()
+        for start in range(0, len(said), RATE_HZ // 50):
+            due_s = said_s + start / RATE_HZ
+            time.sleep(max(0.0, due_s - time.monotonic()))
+            session.push_audio(said[start : start + RATE_HZ // 50], RATE_HZ, timeout_s=None)
+        session.end_of_utterance()
+        wait_until(lambda: player.had[-1][1].last_of_utterance, "it was never said")
+        chunks = [(at_s, chunk) for at_s, chunk in player.had if at_s > said_s]
+        first_s = next(at_s for at_s, chunk in chunks if chunk.speech)
+        idled = sum(len(chunk.frames) for at_s, chunk in chunks if at_s < first_s)
+        assert first_s - said_s > 1.6, "before it was said"
+        assert idled / 20 > 1.0, "a face that stands still"
+        assert player.late_s - late_s < first_s - said_s - 1.6, "no longer than a block is made"
+        heard = [chunk.pcm for _, chunk in chunks if chunk.speech]
+        assert sum(map(len, heard)) == pytest.approx(2.5 * 48_000, abs=4 / 20 * 48_000)
 
 
 def test_a_waiting_session_costs_nothing(engine: Engine) -> None:

@@ -47,6 +47,7 @@ from liveact.blocks import RELEASED_CLOCK, BlockClock, exact_fps, frames_of
 from liveact.errors import InputError, SessionError
 
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
+DELAY_S = 0.1  # at most, from what is pushed to what the encoder gets
 
 
 class Encoder(Protocol):
@@ -232,6 +233,11 @@ class AudioFrontEnd:
         with self._changed:
             self._check_open()
             return self._ready(block)
+
+    def missing_s(self, block: int) -> float:
+        """Seconds of audio that a block that is not `ready` waits for, about."""
+        needed_s = self.clock.features(block).stop / self.fps
+        return max(0.0, float(needed_s) + DELAY_S - self.pushed_s)
 
     def wait(self, block: int, timeout_s: float | None = None) -> bool:
         """Blocks until `ready(block)`; False when `timeout_s` passed first."""

@@ -18,6 +18,7 @@ class PlaybackClock:
         taken_frames: so far.
         underruns: how often a chunk that follows on came later than it was to be played.
         stalled_s: how much later, in all.
+        block_s: how long the last blocks took, from their start to the first picture.
     """
 
     def __init__(self, fps: Fraction) -> None:
@@ -26,7 +27,7 @@ class PlaybackClock:
         self.underruns = 0
         self.stalled_s = 0.0
         self._start_s: float | None = None  # when frame 0 played, of time.monotonic
-        self._block_s = 0.0  # how long the last blocks took, from their start to the first picture
+        self.block_s = 0.0
 
     @property
     def pts(self) -> float:
@@ -52,7 +53,7 @@ class PlaybackClock:
 
     def note_block(self, seconds: float) -> None:
         """A block took this long; slower ones count at once, faster ones bit by bit."""
-        self._block_s = max(seconds, 0.8 * self._block_s + 0.2 * seconds)
+        self.block_s = max(seconds, 0.8 * self.block_s + 0.2 * seconds)
 
     def idle_deadline_s(self, waiting_frames: int) -> float | None:
         """When to begin a block that plays after `waiting_frames` that were not taken yet, of
@@ -60,4 +61,4 @@ class PlaybackClock:
         if self._start_s is None:
             return None
         played_s = float((self.taken_frames + waiting_frames) / self._fps)
-        return self._start_s + played_s - self._block_s - RESERVE_S
+        return self._start_s + played_s - self.block_s - RESERVE_S

@@ -70,7 +70,6 @@ class Turn:
         idle: whether nothing is said in it.
         text: the prompt, [tokens, text_dim].
         epoch: interruptions before it.
-        speech_epoch: beginnings of utterances before it.
         begun_s: when, of time.monotonic.
     """
 
@@ -79,7 +78,6 @@ class Turn:
     idle: bool
     text: torch.Tensor
     epoch: int
-    speech_epoch: int
     begun_s: float
 
 
@@ -136,7 +134,8 @@ class SessionState:
         self._in_flight: list[Turn] = []  # taken and not decoded to their end
         self._delivered = (0, 0)  # utterance of the last speaking chunk taken, its frames so far
         self._delivered_all = False  # that chunk was its last
-        self._epoch = self._speech_epoch = 0
+        self._epoch = 0
+        self._spoken_from = 0  # block in which the last utterance that was delivered begins
         self._ended = False
         self._closed = False
         self._error: BaseException | None = None
@@ -339,27 +338,22 @@ class SessionState:
                 if self._closed or self._error is not None:
                     raise ClosedError
                 utterance = self.utterances[0]
-                if not utterance.begun:
-                    if self._ended:
-                        utterance.audio.num_blocks()  # raises where there was no audio at all
-                        return None
-                    deadline_s = self._idle_deadline_s()
-                    if deadline_s is not None and deadline_s <= time.monotonic():
-                        return self._turn(utterance, idle=True)
-                    self._changed.wait(
-                        None if deadline_s is None else deadline_s - time.monotonic()
-                    )
-                    continue
-                utterance.place(self.next_block)
-                num_blocks = utterance.audio.num_blocks()
-                if num_blocks is not None and utterance.local(self.next_block) >= num_blocks:
+                if utterance.is_over(self.next_block):
                     if len(self.utterances) == 1:
                         return None
                     self.utterances.popleft()
-                elif utterance.audio.ready(utterance.local(self.next_block)):
+                    continue
+                if utterance.is_ready(self.next_block):
+                    utterance.place(self.next_block)
                     return self._turn(utterance, idle=False)
-                else:
-                    self._changed.wait()
+                if not utterance.begun and self._ended:
+                    utterance.audio.num_blocks()  # raises where there was no audio at all
+                    return None
+                deadline_s = self._idle_deadline_s(utterance)
+                left_s = None if deadline_s is None else deadline_s - time.monotonic()
+                if left_s is not None and left_s <= 0:
+                    return self._turn(utterance, idle=True)
+                self._changed.wait(left_s)
 
     def features_taken(self) -> None:
         """The audio of a block was used: there is space for more."""
@@ -371,6 +365,8 @@ class SessionState:
         with self._lock:
             if self._stale(turn, chunk.speech):
                 return
+            if chunk.speech:
+                self._spoken_from = turn.utterance.begins_in
         self.chunks.put((turn, chunk))
         with self._lock:
             self._wake()
@@ -458,7 +454,6 @@ class SessionState:
             utterance.leading_frames = utterance.audio.clock.first_video_frames
         utterance.push_leading_silence(pcm, sample_rate_hz)
         utterance.begun = True
-        self._speech_epoch += 1  # idling that was not taken yet does not count any more
 
     def _interruption(self) -> Interruption:
         number, frames = self._delivered
@@ -473,14 +468,18 @@ class SessionState:
             self._delivered_all = chunk.last_of_utterance
 
     def _stale(self, turn: Turn, speech: bool) -> bool:
-        return turn.epoch != self._epoch or (not speech and turn.speech_epoch != self._speech_epoch)
+        # Idling is there to be looked at until speech is, and not a moment longer.
+        return turn.epoch != self._epoch or (not speech and turn.block < self._spoken_from)
 
-    def _idle_deadline_s(self) -> float | None:
+    def _idle_deadline_s(self, utterance: Utterance) -> float | None:
         """When to idle for a block, of time.monotonic; None: not as things are."""
         if not self._idles:
             return None
         if self.next_block == 0:
-            return 0.0  # the first picture at once
+            return None if utterance.begun else 0.0  # the first picture at once
+        # Speech that comes at the pace of a microphone is not there before the block is made.
+        if utterance.begun and utterance.missing_s(self.next_block) <= self._playback.block_s:
+            return None
         waiting = self._waiting_frames()
         clock = self.utterances[-1].audio.clock
         made = [turn.block for turn in self._in_flight if not self._stale(turn, not turn.idle)]
@@ -519,6 +518,6 @@ class SessionState:
         self.next_block += 1
         texts = [edit.text for edit in self.edits if edit.applies_to(block)]
         text = texts[-1] if texts else self._text
-        turn = Turn(block, utterance, idle, text, self._epoch, self._speech_epoch, time.monotonic())
+        turn = Turn(block, utterance, idle, text, self._epoch, time.monotonic())
         self._in_flight.append(turn)
         return turn

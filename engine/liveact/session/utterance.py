@@ -39,14 +39,35 @@ class Utterance:
             self.audio.skip(self.leading_frames)
 
     def place(self, next_block: int) -> None:
-        """Its first block is `next_block` of the session, if that was not settled before."""
+        """It begins in `next_block` of the session, if that was not settled before."""
         if self.first_block is None:
             self.first_block = next_block - 1 if self.leading_frames else next_block
 
-    def local(self, block: int) -> int:
-        """The number in `audio` of a block of the session."""
+    @property
+    def begins_in(self) -> int:
+        """The block of the session in which it is heard first."""
         assert self.first_block is not None
+        return self.first_block + 1 if self.leading_frames else self.first_block
+
+    def local(self, block: int) -> int:
+        """The number in `audio` of a block of the session; of the next one, before `place`."""
+        if self.first_block is None:
+            return 1 if self.leading_frames else 0
         return block - self.first_block
+
+    def is_ready(self, block: int) -> bool:
+        """Whether all that a block of the session is made of was pushed."""
+        return self.begun and self.audio.ready(self.local(block))
+
+    def is_over(self, block: int) -> bool:
+        """Whether it ended before a block of the session."""
+        num_blocks = self.audio.num_blocks() if self.begun else None
+        return num_blocks is not None and self.local(block) >= num_blocks
+
+    def missing_s(self, block: int) -> float:
+        """Seconds of sound that a block of the session waits for; 0 where it has begun before, for
+        then nothing else can be made in its place."""
+        return 0.0 if self.first_block is not None else self.audio.missing_s(self.local(block))
 
     def features(self, block: int) -> torch.Tensor:
         """The features of a block of the session, [rows, layers, hidden]."""
