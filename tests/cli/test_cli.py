@@ -11,15 +11,14 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
-import av
 import numpy as np
 import pytest
 
 from liveact.commands.generate import Edit
 from liveact.session.session import Session
 from tests.support.cli import Run, generate, refused
+from tests.support.film import decode
 from tests.support.paths import PORTRAIT
 from tests.support.pipeline import ONE_THREAD, demo_checkpoint, speech, write_wav
 
@@ -30,20 +29,6 @@ IMAGE_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 TOKENIZER = "google/umt5-xxl"
 
 # ------------------------------------------------------------------------------ a whole video
-
-
-def decode(path: Path) -> tuple[list[np.ndarray], list[Any], np.ndarray, Any]:
-    """Pictures, their times in seconds (exact fractions), sound [n, channels], its rate."""
-    with av.open(str(path)) as container:
-        video = container.streams.video[0]
-        pictures, times = [], []
-        for picture in container.decode(video):
-            pictures.append(picture.to_ndarray(format="rgb24"))
-            times.append(picture.pts * picture.time_base)
-    with av.open(str(path)) as container:
-        frames = list(container.decode(container.streams.audio[0]))
-    sound = np.concatenate([frame.to_ndarray().T for frame in frames])
-    return pictures, times, sound, frames[0].sample_rate
 
 
 @pytest.mark.parametrize(("fps", "seconds"), [(20, 2.0), (25, 2.6)])
