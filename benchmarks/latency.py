@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from rich.table import Table
 from benchmarks import models, spread
 from benchmarks.options import add_model
 from liveact.engine import Engine
-from liveact.errors import InputError, SessionError
+from liveact.errors import InputError, LiveActError, SessionError
 from liveact.session.chunk import BlockTimings, Chunk
 from liveact.session.session import Session
 
@@ -67,6 +68,7 @@ class Shown:
     stop_s: float
     utterance: int
     speech: bool
+    last: bool  # of its utterance
 
 
 class Player(threading.Thread):
@@ -95,7 +97,9 @@ class Player(threading.Thread):
     def _show(self, chunk: Chunk, start_s: float) -> float:
         stop_s = start_s + len(chunk.frames) / FPS
         with self._changed:
-            self._shown.append(Shown(start_s, stop_s, chunk.utterance, chunk.speech))
+            self._shown.append(
+                Shown(start_s, stop_s, chunk.utterance, chunk.speech, chunk.last_of_utterance)
+            )
             if chunk.timings.block is not None:
                 self.blocks.append(chunk.timings.block)
             self._changed.notify_all()
@@ -103,20 +107,25 @@ class Player(threading.Thread):
 
     def first_of(self, utterance: int) -> float:
         """When the first speaking frame of an utterance is shown; waits for it."""
-        return self._of(utterance)[0].start_s
+        return self._of(lambda shown: shown.utterance == utterance)[0].start_s
 
     def last_of(self, utterance: int) -> float:
         """When the last speaking frame so far of an utterance is gone."""
-        return self._of(utterance)[-1].stop_s
+        return self._of(lambda shown: shown.utterance == utterance)[-1].stop_s
 
-    def _of(self, utterance: int) -> list[Shown]:
+    def wait_for_end(self, utterance: int) -> None:
+        """Until all of an utterance was shown."""
+        last = self._of(lambda shown: shown.utterance == utterance and shown.last)[0]
+        time.sleep(max(0.0, last.stop_s - time.monotonic()))
+
+    def _of(self, wanted: Callable[[Shown], bool]) -> list[Shown]:
         def found() -> list[Shown]:
-            return [shown for shown in self._shown if shown.speech and shown.utterance == utterance]
+            return [shown for shown in self._shown if shown.speech and wanted(shown)]
 
         with self._changed:
             self._changed.wait_for(lambda: found() or self._ended, LIMIT_S)
             if not found():
-                raise InputError(f"utterance {utterance}: expected a frame, found none")
+                raise LiveActError("player: expected a frame of the utterance, found none")
             return found()
 
 
@@ -198,6 +207,7 @@ def converse(
             first_s = player.first_of(utterance)
             found["speech_to_frame_after_interruption_s"].append(first_s - begin_s)
             speaker.finish()
+            player.wait_for_end(utterance)
             utterance = session.stats().utterance
     player.join(LIMIT_S)
     return found, player.blocks

@@ -171,6 +171,12 @@ void bind_stream(py::module_& m) {
                              &of_stream<&Stream::audio_rows_of_next_block>)
       .def_property_readonly("device_bytes", &of_stream<&Stream::device_bytes>)
       .def_property_readonly("timings", &PyStream::timings);
+  m.def(
+      "check_slots",
+      [](const std::array<int, 4>& slots, const std::string& memory) {
+        update_table({slots[0], slots[1], slots[2], slots[3]}, memory_from_name(memory), 1);
+      },
+      py::arg("slots"), py::arg("memory"), "Raises for counts that do not go together.");
   m.def("required_bytes", &required_bytes, py::arg("device"), py::arg("config"),
         py::arg("precision"), py::arg("stored"), py::arg("latent_height"), py::arg("latent_width"),
         py::arg("slots"), py::arg("audio_guidance"), py::arg("max_image_tokens"),

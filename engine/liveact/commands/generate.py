@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     fps = exact_fps(options.fps)
     edits = [Edit.parse(text) for text in options.edit]
     check_choice("memory", options.memory, MEMORIES)
-    clock = BlockClock(parse_slots(options.slots))
+    clock = BlockClock(parse_slots(options.slots, options.memory))
     check_choice("sampler", options.sampler, SAMPLERS)
     check_choice("vae-decode", options.vae_decode, VAE_DECODES)
     check_output(options.out, [options.image, options.audio])
@@ -98,7 +98,7 @@ def _open_session(
         size=size,
         fps=options.fps,
         seed=options.seed,
-        memory=MemoryPolicy(options.memory, slots=parse_slots(options.slots)),
+        memory=MemoryPolicy(options.memory, slots=parse_slots(options.slots, options.memory)),
         audio_guidance=options.audio_guidance,
         sampler=options.sampler,
         vae_decode=options.vae_decode,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from liveact import _core
 from liveact.blocks import Slots
 from liveact.errors import InputError
 from liveact.files import output_target
@@ -21,16 +22,18 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def parse_slots(text: str) -> Slots:
+def parse_slots(text: str, memory: str) -> Slots:
     """`2/2/2/8`: latent frames of reference, long-term and short-term memory and of a block. Raises
-    InputError; counts that do not go together are refused by the runtime."""
+    InputError, also for counts that do not go together in a memory of this kind."""
     match = re.fullmatch(r"([0-9]{1,3})/([0-9]{1,3})/([0-9]{1,3})/([0-9]{1,3})", text)
     if match is None:
         raise InputError(
             "slots: expected REFERENCE/LONG_TERM/SHORT_TERM/CURRENT such as 2/2/2/8, "
             f"found {text!r:.80}"
         )
-    return Slots(*map(int, match.groups()))
+    slots = Slots(*map(int, match.groups()))
+    _core.check_slots(slots, memory)
+    return slots
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

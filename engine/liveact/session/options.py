@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from liveact import arguments
+from liveact import _core, arguments
 from liveact.audio.chain import SoundFormat
 from liveact.audio.front_end import MAX_RATE_HZ, MIN_RATE_HZ
 from liveact.audio.samples import MAX_CHANNELS
@@ -113,8 +113,7 @@ def _picture(image: object, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _memory_policy(memory: object) -> MemoryPolicy:
-    """A policy of the right types and names. Raises InputError; slots that do not go together are
-    refused by the runtime."""
+    """A policy of the right types and names, with slots that go together. Raises InputError."""
     if not isinstance(memory, MemoryPolicy):
         return MemoryPolicy(arguments.choice("memory", memory, MEMORIES))
     arguments.choice("memory", memory.memory, MEMORIES)
@@ -124,6 +123,7 @@ def _memory_policy(memory: object) -> MemoryPolicy:
         raise InputError(f"slots: expected a tuple of four, found {memory.slots!r:.80}")
     for count in memory.slots:
         arguments.whole_number("slots", count, 0, MAX_SLOTS)
+    _core.check_slots(memory.slots, memory.memory)
     return memory
 
 
