@@ -213,6 +213,7 @@ def print_table(result: dict[str, Any], console: Console) -> None:
     console.print(table)
     for fault in result["faults"][:10]:
         console.print(fault)
+    console.print(f"timed: {result['timed']}\nnot timed: {result['not_timed']}")
 
 
 def verify(result: dict[str, Any]) -> None:

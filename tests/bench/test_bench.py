@@ -16,7 +16,18 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import flops, kernels, models, op_groups, peaks, playback, schema, session, spread
+from benchmarks import (
+    conversation,
+    flops,
+    kernels,
+    models,
+    op_groups,
+    peaks,
+    playback,
+    schema,
+    session,
+    spread,
+)
 from benchmarks.kernel_cases import CASES, MATRIX_CASES
 from benchmarks.kernel_ops import TOLERANCE
 from benchmarks.machine import weights_hash
@@ -328,6 +339,8 @@ def test_a_policy_file_is_a_precision(tmp_path: Path) -> None:
         ("block", TINY),
         ("session", [*TINY, "--pace", "off", "--minutes", "0.2"]),
         ("paper", [*TINY, "--blocks", "8"]),
+        ("latency", [*TINY, "--moments", "1"]),
+        ("conversation", [*TINY, "--minutes", "0.2"]),
     ],
 )
 def test_command(
@@ -350,6 +363,15 @@ def test_command(
         shape = flops.BlockShape(4, prompt_tokens=models.PROMPT_TOKENS)
         expected = flops.engine_block(models.MODELS["tiny"].config, shape, 4 * 48)
         assert result["tflop_per_frame"] == flops.tera_per_frame(expected)
+    if name == "conversation":
+        assert result["faults"] == [] and result["utterances"] > 0
+        assert result["memory"]["flat"] is None
+    if name == "latency":
+        for pace in ("burst", "pace"):
+            assert result["speech_to_frame_after_idle_s"][pace]["n"] == 1
+        # A block waits for 1.6 s of sound.
+        assert result["speech_to_frame_after_idle_s"]["pace"]["min"] > 1.6
+        assert result["interruption_to_last_frame_s"]["burst"]["max"] < 0.5
     if name == "session":
         assert result["blocks"] == 8  # ⌊12 s · 20 / 32⌋ + 1
         assert [p["buffer_s"] for p in result["playback"]] == [0.0, 0.5, 1.0, 2.0]
@@ -409,6 +431,29 @@ def test_a_session_is_flat_and_a_leak_is_not() -> None:
         assert found["memory"]["flat"] is flat
         assert found["frames_per_second"] == pytest.approx(20)
         assert found["overlap"] == 0.5
+
+
+def said(kind: str, *heard: tuple[np.ndarray, int, bool]) -> str | None:
+    """What is wrong with a second of sound of which this was heard."""
+    pcm = np.linspace(0.1, 0.9, conversation.RATE_HZ, dtype=np.float32)[:, None]
+    one = conversation.Said(pcm, 3 if kind == "interrupted" else None)
+    for sound, frames, last in heard:
+        chunk = SimpleNamespace(pcm=sound, frames=[None] * frames, last_of_utterance=last)
+        one.take(chunk)  # type: ignore[arg-type]
+    return one.fault()
+
+
+def test_what_a_conversation_finds_wrong() -> None:
+    pcm = np.linspace(0.1, 0.9, conversation.RATE_HZ, dtype=np.float32)[:, None]
+    half = len(pcm) // 2
+    assert said("whole", (pcm[:half], 10, False), (pcm[half:], 10, True)) is None
+    assert said("interrupted", (pcm[:half], 10, False)) is None
+    assert "10 frames of 20" in str(said("whole", (pcm[:half], 10, False)))
+    assert "other sound" in str(said("whole", (pcm[half:], 10, False), (pcm[:half], 10, True)))
+    assert "beside" in str(said("interrupted", (pcm[:half], 9, False)))
+    padded = np.concatenate([pcm, np.zeros((2400, 1), np.float32)])
+    assert said("whole", (padded, 23, True)) is None
+    assert "24 frames of 20" in str(said("whole", (np.pad(pcm, ((0, 3200), (0, 0))), 24, True)))
 
 
 def test_module_runs() -> None:
