@@ -215,3 +215,13 @@ def test_apply_epilogue(case: KernelCase) -> None:
     # The C++ linear with the identity as weight has nothing but this epilogue.
     expected = core("linear", acc.float(), torch.eye(cols), scale, bias, before, True)
     assert (out == expected).float().mean() > 0.999
+
+    residual = before.clone()
+    given = bias.bfloat16()
+    launch(
+        "apply_epilogue.residual",
+        acc=acc, scale=torch.full((1,), float("nan")), bias=given, out=residual, rows=rows, cols=cols,
+    )  # fmt: skip
+    exact = before.double() + acc.double() + given.double()
+    size = before.double().abs() + acc.double().abs() + given.double().abs()
+    reference.check_bf16(residual, (exact, 3 * reference.U * size))
