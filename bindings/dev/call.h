@@ -29,8 +29,9 @@ DType dtype_of(const pybind11::array& array);
 // One call: a device, its ops, and the device memory of the operands.
 class Call {
  public:
-  // max_operand: of the op queue, see OpsLimits; more than the small operands of most tests need.
-  explicit Call(Device& device, int64_t max_operand = 1 << 22);
+  // max_operand, full_sums: of the op queue, see OpsLimits; more than the small operands of most
+  // tests need.
+  explicit Call(Device& device, int64_t max_operand = 1 << 22, bool full_sums = false);
 
   Ops& ops() { return *ops_; }
 

@@ -65,8 +65,9 @@ int64_t count(const py::object& rows) {
 
 py::object linear(Device& device, const py::object& x, const py::object& weight,
                   const std::optional<Floats>& scale, const std::optional<py::array>& bias,
-                  const py::object& out, bool accumulate, std::optional<int64_t> max_operand) {
-  Call call(device, max_operand.value_or(std::max(count(x), count(out))));
+                  const py::object& out, bool accumulate, std::optional<int64_t> max_operand,
+                  bool full_sums) {
+  Call call(device, max_operand.value_or(std::max(count(x), count(out))), full_sums);
   const Rows in = call.rows(x);
   const Rows w = call.rows(weight);
   LIVEACT_CHECK(w.cols == in.cols, "linear: expected a weight of ", in.cols, " columns, found ",
@@ -95,6 +96,7 @@ void bind_ops_rows(py::module_& m) {
   m.def("quantize", &quantize, py::arg("device"), py::arg("x"), py::arg("out"));
   m.def("linear", &linear, py::arg("device"), py::arg("x"), py::arg("weight"), py::arg("scale"),
         py::arg("bias"), py::arg("out"), py::arg("accumulate"), py::arg("max_operand") = py::none(),
+        py::arg("full_sums") = false,
         "out gives the format, and the values to add to. max_operand: for which the queue is "
         "opened; as much as x and out need.");
 }

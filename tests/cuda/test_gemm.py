@@ -150,7 +150,7 @@ def test_sums_are_fast_unless_a_policy_says_full(fake, images, weights) -> None:
     layers = (dict.fromkeys(PRODUCTS, Choice("fp8")),) * NUM_LAYERS
     for sums, expected in (("fast", {"1"}), ("full", {"0"})):
         fake.clear()
-        stream = open_stream(device, weights, PrecisionPolicy(layers, sums))
+        stream = open_stream(device, weights, PrecisionPolicy(layers, sums=sums))
         denoise(stream)
         assert fast_sums(fake.log()) == expected, sums
     fake.clear()
@@ -160,7 +160,7 @@ def test_sums_are_fast_unless_a_policy_says_full(fake, images, weights) -> None:
     open_stream(device, weights, "bf16")
     assert fast_sums(fake.log()) == set()
     with pytest.raises(LiveActError, match="expected sums fast or full, found quick"):
-        open_stream(device, weights, PrecisionPolicy(layers, "quick"))
+        open_stream(device, weights, PrecisionPolicy(layers, sums="quick"))
 
 
 @pytest.mark.parametrize("times", [[1.0], [2.0, 1.0]])
@@ -225,7 +225,7 @@ def test_a_product_beyond_its_scratch_is_refused(fake, images) -> None:
     given = (device, x, weight, gate, gate, out, True)
     fake.clear()
     _core_dev.ops.linear(*given)  # with as much scratch as it needs
-    with pytest.raises(LiveActError, match="at most 6143 elements of a product .*, found 96 x 64"):
+    with pytest.raises(LiveActError, match=r"at most 6143 elements of a product .*, found 96 x 64"):
         _core_dev.ops.linear(*given, max_operand=96 * 64 - 1)
-    with pytest.raises(LiveActError, match="at most 47 elements of a product .*, found 3 x 16"):
+    with pytest.raises(LiveActError, match=r"at most 47 elements of a product .*, found 3 x 16"):
         residual(device, max_operand=3 * 16 - 1)

@@ -233,7 +233,7 @@ def test_a_stream_that_cannot_open_leaves_nothing(fake, images, weights, call: s
     dit = Dit(open_device(fake, images), core_config(NUM_LAYERS), weights, "fp8")
     before = fake.live_allocations(), fake.live_events()
     fake.fail(call, 999)
-    with pytest.raises(LiveActError, match="a failure that the test asked for|bytes of memory"):
+    with pytest.raises(LiveActError, match=r"a failure that the test asked for|bytes of memory"):
         dit.open_stream(LATENT, MemoryPolicy(), 1.0, 4)
     assert (fake.live_allocations(), fake.live_events()) == before
     dit.open_stream(LATENT, MemoryPolicy(), 1.0, 4)

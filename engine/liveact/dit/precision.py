@@ -59,9 +59,9 @@ class PrecisionPolicy:
     fp8 products, one of SUMS."""
 
     layers: tuple[Mapping[str, Choice], ...]
-    sums: str = "fast"
     name: str = field(default="policy", compare=False)
     measured: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    sums: str = SUMS[0]
 
     def __str__(self) -> str:
         choices = [choice for layer in self.layers for choice in layer.values()]
@@ -100,9 +100,9 @@ class PrecisionPolicy:
             raise InputError(f"{where}: expected sums {' or '.join(SUMS)}, found {sums!r:.80}")
         return cls(
             tuple(_read_layer(layer, f"{where}: layer {i}") for i, layer in enumerate(layers)),
-            sums,
             name,
             measured,
+            sums,
         )
 
     def to_json(self) -> dict[str, Any]:

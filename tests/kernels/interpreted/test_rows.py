@@ -218,10 +218,9 @@ def test_apply_epilogue(case: KernelCase) -> None:
 
     residual = before.clone()
     given = bias.bfloat16()
-    launch(
-        "apply_epilogue.residual",
-        acc=acc, scale=torch.full((1,), float("nan")), bias=given, out=residual, rows=rows, cols=cols,
-    )  # fmt: skip
+    unread = torch.full((1,), float("nan"))
+    values = {"acc": acc, "scale": unread, "bias": given, "out": residual}
+    launch("apply_epilogue.residual", **values, rows=rows, cols=cols)
     exact = before.double() + acc.double() + given.double()
     size = before.double().abs() + acc.double().abs() + given.double().abs()
     reference.check_bf16(residual, (exact, 3 * reference.U * size))
