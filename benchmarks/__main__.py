@@ -23,7 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import schema
+from benchmarks import report, schema
 from benchmarks.machine import stamp
 from benchmarks.options import add_common
 from benchmarks.telemetry import Telemetry
@@ -32,6 +32,7 @@ from liveact.errors import DeviceError, InputError, LiveActError
 BENCHMARKS = {
     "kernels": "every op by itself: time, rate, share of the hardware, peers",
     "block": "one denoised block in steady state, by stage, beside plain PyTorch",
+    "plain": "one block of plain PyTorch alone, where it does not fit beside the engine",
     "vae": "the streaming decode of one block, beside the released way",
     "session": "live audio at real-time pace, as a viewer sees it; memory over hours",
     "latency": "speech to the first speaking frame, interruption to the last stale one",
@@ -55,6 +56,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         p.set_defaults(module=module)
         if p.get_default("repeat") is None:
             p.set_defaults(repeat=3)
+    p = commands.add_parser("report", help="tables and figures of what gpu.sh left in a folder")
+    p.add_argument("out", type=Path)
     return parser.parse_args(arguments)
 
 
@@ -82,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(given)
     console = Console(width=None if sys.stdout.isatty() else 150)
     try:
+        if options.command == "report":
+            print(report.report(options.out))
+            return 0
         result = run(options, " ".join(["python -m benchmarks", *given]))
         if options.json:  # first: a figure that fails must not cost the measurement
             options.json.write_text(schema.to_json(result))

@@ -9,6 +9,7 @@ of keys and values are 35 GB at the released size: the variants take turns at mo
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -28,7 +29,7 @@ class ScaledLinear(nn.Module):
         weight, scale = row_scales(linear.weight)  # [n, k], [n, 1]
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale.t().contiguous())  # [1, n]
-        self.bias = linear.bias
+        self.bias = linear.bias  # and nothing else of it: its weight may go
         self.dtype = linear.weight.dtype
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,11 +54,21 @@ def with_fp8_linears(model: DiT) -> DiT:
     result = _shallow(model)
     result.blocks = nn.ModuleList(copy.deepcopy(layer, _kept(layer)) for layer in model.blocks)
     for layer in result.blocks:
-        for name, module in list(layer.named_modules()):
-            if isinstance(module, nn.Linear) and any(part in name for part in _LONG):
-                parent, _, own = name.rpartition(".")
-                setattr(layer.get_submodule(parent), own, ScaledLinear(module))
+        _replace_long(layer)
     return result
+
+
+def to_fp8_linears(model: DiT) -> None:
+    """The same of the model itself, layer by layer: not every GPU holds both sets of weights."""
+    for layer in model.blocks:
+        _replace_long(layer)
+
+
+def _replace_long(layer: nn.Module) -> None:
+    for name, module in list(layer.named_modules()):
+        if isinstance(module, nn.Linear) and any(part in name for part in _LONG):
+            parent, _, own = name.rpartition(".")
+            setattr(layer.get_submodule(parent), own, ScaledLinear(module))
 
 
 def compiled(model: DiT) -> DiT:
@@ -79,6 +90,10 @@ def _kept(layer: nn.Module) -> dict[int, Any]:
     return {id(parameter): parameter for parameter in layer.parameters()}
 
 
+FP8, COMPILED = "FP8 linears", "FP8 linears, torch.compile"
+VARIANTS = {"plain": "as it is", "fp8": FP8, "compile": COMPILED}
+
+
 class Baselines:
     """The variants by name, and the stream that they take turns on.
 
@@ -91,20 +106,14 @@ class Baselines:
         self, loaded: Loaded, *, text: Tensor, clip: Tensor, y: Tensor, audio: Tensor
     ) -> None:
         device = loaded.devices.torch_device
-        dtype = torch.float32 if loaded.devices.precision == "fp32" else torch.bfloat16
-        name = str(dtype).removeprefix("torch.")
-        stored = {tensor.dtype for tensor in loaded.weights.values()}
-        if not stored <= {torch.float32, torch.bfloat16}:
-            raise InputError(f"{loaded.source}: expected weights in bf16 or fp32, found {stored}")
-        tensors = {key: loaded.weights[key].to(device) for key in loaded.weights}
-        model = DiT.from_tensors(loaded.config, tensors, dtype=dtype).requires_grad_(False)
-        self.models = {f"plain PyTorch, {name}": model}
+        model, name = plain_model(loaded, loaded.weights)
+        self.models = {name: model}
         self.missing: dict[str, str] = {}
+        self.stream = DiTStream(model, text=text, clip=clip, y=y, audio=audio)
         if device.type == "cuda":
             fp8 = with_fp8_linears(model)
-            self.models["plain PyTorch, FP8 linears"] = fp8
-            self.models["plain PyTorch, FP8 linears, torch.compile"] = compiled(fp8)
-        self.stream = DiTStream(model, text=text, clip=clip, y=y, audio=audio)
+            self.models[f"plain PyTorch, {FP8}"] = fp8
+            self.models[f"plain PyTorch, {COMPILED}"] = compiled(fp8)
 
     def denoise(self, name: str, noise: Tensor, renoise: Tensor) -> Tensor | None:
         """The next block by one variant; None when it failed, now or before."""
@@ -116,5 +125,45 @@ class Baselines:
             with torch.no_grad():
                 return self.stream.denoise(noise, list(renoise))
         except Exception as error:  # of torch.compile, whatever they are
-            self.missing[name] = " ".join(str(error).split())[:200]
+            self.missing[name] = one_line(error)
             return None
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def plain_model(loaded: Loaded, weights: Mapping[str, Tensor]) -> tuple[DiT, str]:
+    """The plain model of these weights, and its name. Raises InputError for converted ones."""
+    dtype = torch.float32 if loaded.devices.precision == "fp32" else torch.bfloat16
+    stored = {tensor.dtype for tensor in weights.values()}
+    if not stored <= {torch.float32, torch.bfloat16}:
+        raise InputError(f"{loaded.source}: expected weights in bf16 or fp32, found {stored}")
+    device = loaded.devices.torch_device
+    tensors = {key: weights[key].to(device) for key in weights}
+    model = DiT.from_tensors(loaded.config, tensors, dtype=dtype).requires_grad_(False)
+    return model, f"plain PyTorch, {str(dtype).removeprefix('torch.')}"
+
+
+def open_alone(
+    loaded: Loaded, variant: str, given: dict[str, Any]
+) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
+    """One of VARIANTS with nothing beside it: its name, and what denoises its next block.
+
+    given: what DiTStream takes. Empties `loaded.weights`, so that what is quantised is not kept in
+    bf16 too.
+    """
+    model, name = plain_model(loaded, loaded.weights)
+    cast(dict[str, Tensor], loaded.weights).clear()
+    if variant != "plain":
+        name = f"plain PyTorch, {VARIANTS[variant]}"
+        to_fp8_linears(model)
+    stream = DiTStream(model, **given)
+    if variant == "compile":
+        stream.model = compiled(model)
+
+    def denoise(noise: Tensor, renoise: Tensor) -> Tensor:
+        with torch.no_grad():
+            return stream.denoise(noise, list(renoise))
+
+    return name, denoise

@@ -1,20 +1,24 @@
 """One block in steady state: by stage, as a share of the hardware, and beside plain PyTorch.
 
-The engine and every variant of the baseline (benchmarks/baseline.py) denoise the same blocks of the
-same weights in turn, in one process, so what the machine does meanwhile happens to all of them.
-Steady state is block 3: the memory is full since block 2, and on a GPU the graphs of all steps have
-been captured. Then a session runs without pace, for the stages round the DiT and what overlaps.
+On a CPU the engine and the baseline (benchmarks/baseline.py) denoise the same blocks of the same
+weights in turn, so what the machine does meanwhile happens to both. On a GPU they do not fit beside
+each other: the engine is timed alone here, and `python -m benchmarks plain` times a variant of the
+baseline on the same weights in a process of its own. Steady state is block 3: the memory is full
+since block 2, and on a GPU the graphs of all steps have been captured. Then a session runs without
+pace, for the stages round the DiT and what overlaps.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import save_file
 
 from benchmarks import flops, models, op_groups, peaks, session, spread
 from benchmarks.baseline import Baselines
@@ -32,8 +36,9 @@ FIELDS: dict[str, Any] = {
     "ms_per_block": spread.FIELDS,
     "baselines": [{"name": str, "ms_per_block": spread.FIELDS, "ratio": float}],
     "missing": dict,  # baselines that did not work -> why
-    "ratio_to_plain_torch": float,
-    "relative_difference": float,
+    # Of the fastest baseline, and of the first one's latents; null without one.
+    "ratio_to_plain_torch": (float, type(None)),
+    "relative_difference": (float, type(None)),
     "parts_ms": dict.fromkeys(PARTS, float),
     "ops": [{"op": str, "calls": int, "ms": float, "total_ms": float}],
     "pipeline": {
@@ -51,11 +56,15 @@ FIELDS: dict[str, Any] = {
     "mfu_measured": float,
     "mfu_datasheet": (float, type(None)),
     "memory_bytes": {"stream": int, "device": int, "process": int},
+    "choices": dict,  # what the device chose by trial: call -> choice
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
+    parser.add_argument(
+        "--latents", type=Path, help="on a GPU: write those of the first blocks here, for `plain`"
+    )
 
 
 def inputs(loaded: Loaded, blocks: int, slots: int = 14) -> dict[str, torch.Tensor]:
@@ -89,22 +98,25 @@ def open_stream(loaded: Loaded, given: dict[str, torch.Tensor], policy: MemoryPo
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Of the engine; on a CPU with the baseline in turn."""
     loaded = models.load(options)
     clock = Clock(loaded.devices.torch_device)
-    compared = compare(loaded, options.repeat, clock)
-    if clock.device.type == "cuda":
-        torch.cuda.empty_cache()  # what the baselines held: the engine allocates beside torch
+    if loaded.on_cpu:
+        result = compare(loaded, options.repeat, clock)
+    else:
+        result = alone(loaded, options.repeat, clock, options.latents)
     formats = ("fp32",) if loaded.on_cpu else ("bf16", "fp8")
     peak = peaks.measure(clock, formats)
     shape = flops.BlockShape(loaded.tokens_per_frame, prompt_tokens=PROMPT_TOKENS)
     audio_dim = int(loaded.dit.config.audio_dim)
     work = flops.engine_block(loaded.config, shape, audio_dim)
     plain = flops.plain_block(loaded.config, shape, audio_dim, int(loaded.dit.config.image_dim))
-    tflops = sum(work.values()) / compared["ms_per_block"]["median"] / 1e9
+    tflops = sum(work.values()) / result["ms_per_block"]["median"] / 1e9
     chosen = str(loaded.devices.precision)
     fmt = chosen if chosen in peak["tflops"] else formats[-1]  # of a policy the faster of the two
     sheet = peak["datasheet"]
-    return {
+    ops = op_groups.measure(loaded, MemoryPolicy())
+    result |= {
         "timed": "denoise of one steady block from noise and audio features on the host to the "
         "latent on the host: 3 steps, all layers, audio projection, copies. pipeline: a whole "
         "session without pace, audio encoder, VAE and conversion to uint8 included",
@@ -112,12 +124,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "encoding, network",
         **loaded.described(),
         "memory_policy": asdict(MemoryPolicy()),
-        **compared,
-        "ops": [
-            {**asdict(group), "total_ms": group.total_ms}
-            for group in op_groups.measure(loaded, MemoryPolicy())
-        ],
-        "pipeline": pipeline(loaded, session.STEADY_BLOCK + options.repeat),
+        "ops": [{**asdict(group), "total_ms": group.total_ms} for group in ops],
         "tflop": {name: count / 1e12 for name, count in work.items()},
         "tflop_per_frame": flops.tera_per_frame(work),
         "tflop_per_frame_plain": flops.tera_per_frame(plain),
@@ -126,6 +133,69 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "peak_format": fmt,
         "mfu_measured": tflops / peak["tflops"][fmt],
         "mfu_datasheet": tflops / sheet[f"{fmt}_tflops"] if sheet else None,
+        "choices": loaded.dit.device.choices,
+        "pipeline": pipeline(loaded, session.STEADY_BLOCK + options.repeat),
+    }
+    return result
+
+
+class Blocks:
+    """The blocks of a session by number, the same for everything that is timed on a seed."""
+
+    def __init__(self, loaded: Loaded, given: dict[str, torch.Tensor]) -> None:
+        self._size, self._audio = loaded.latent_size, given["audio"]
+        self._generator = torch.Generator().manual_seed(loaded.seed)
+        self._next = 0
+
+    def next(self, frames: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """noise [16, n, h, w], renoise [3, 16, n, h, w] and audio rows of the next block."""
+        shape = (16, frames, *self._size)
+        noise = torch.randn(shape, generator=self._generator)
+        renoise = torch.randn((3, *shape), generator=self._generator)
+        self._next += 1
+        return noise, renoise, audio_rows(self._audio, self._next - 1)
+
+
+def alone(loaded: Loaded, repeat: int, clock: Clock, latents: Path | None) -> dict[str, Any]:
+    """The engine with nothing beside it. latents: where those of the first blocks go."""
+    given = inputs(loaded, FIRST_STEADY_BLOCK + 1 + repeat)
+    stream = open_stream(loaded, given, MemoryPolicy())
+    blocks, kept = Blocks(loaded, given), {}
+    engine_ms: list[float] = []
+    parts: list[list[float]] = []
+    for block in range(FIRST_STEADY_BLOCK + repeat):
+        noise, renoise, rows = blocks.next(stream.frames_of_next_block)
+        latent, ms = clock.block(stream.denoise, noise, renoise[:2], rows)
+        if block < FIRST_STEADY_BLOCK:
+            kept[f"latent.{block}"] = latent
+        else:
+            engine_ms.append(ms)
+            parts.append(parts_of(stream, ms))
+    if latents is not None:
+        save_file(kept, latents)
+    none: dict[str, Any] = {"baselines": [], "missing": {}}
+    none |= {"ratio_to_plain_torch": None, "relative_difference": None}
+    return none | timed(loaded, stream, engine_ms, parts)
+
+
+def parts_of(stream: DitStream, ms: float) -> list[float]:
+    """What PARTS are of the last block, which took `ms`."""
+    inside = [stream.timings["conditioning_ms"], *stream.timings["step_ms"]]
+    return [*inside, ms - sum(inside)]
+
+
+def timed(
+    loaded: Loaded, stream: DitStream, engine_ms: list[float], parts: list[list[float]]
+) -> dict[str, Any]:
+    columns = zip(*parts, strict=True)
+    return {
+        "ms_per_block": spread.spread(engine_ms),
+        "parts_ms": {n: spread.percentile(c, 50) for n, c in zip(PARTS, columns, strict=True)},
+        "memory_bytes": {
+            "stream": stream.device_bytes,
+            "device": loaded.dit.device.allocated_bytes,
+            "process": session.resident_bytes(),
+        },
     }
 
 
@@ -139,22 +209,17 @@ def compare(loaded: Loaded, repeat: int, clock: Clock) -> dict[str, Any]:
     stream = open_stream(loaded, given, MemoryPolicy())
     baselines = Baselines(loaded, **given)
     first_timed = FIRST_STEADY_BLOCK + (len(baselines.models) > 1)
-    generator = torch.Generator().manual_seed(loaded.seed)
+    blocks = Blocks(loaded, given)
     engine_ms: list[float] = []
     parts: list[list[float]] = []
     baseline_ms: dict[str, list[float]] = {name: [] for name in baselines.models}
     difference = 0.0
     for block in range(first_timed + repeat):
-        shape = (16, stream.frames_of_next_block, *loaded.latent_size)
-        noise = torch.randn(shape, generator=generator)
-        renoise = torch.randn((3, *shape), generator=generator)
-        rows = audio_rows(given["audio"], block)
+        noise, renoise, rows = blocks.next(stream.frames_of_next_block)
         latent, ms = clock.block(stream.denoise, noise, renoise[:2], rows)
         if block >= first_timed:
             engine_ms.append(ms)
-            timings = stream.timings
-            inside = [timings["conditioning_ms"], *timings["step_ms"]]
-            parts.append([*inside, ms - sum(inside)])
+            parts.append(parts_of(stream, ms))
         for name in list(baselines.models)[: None if block >= FIRST_STEADY_BLOCK else 1]:
             baselines.stream.block = block
             expected, ms = clock.block(baselines.denoise, name, noise, renoise)
@@ -172,20 +237,13 @@ def compare(loaded: Loaded, repeat: int, clock: Clock) -> dict[str, Any]:
         for name, times in baseline_ms.items()
         if name not in baselines.missing
     ]
-    columns = zip(*parts, strict=True)
     return {
-        "ms_per_block": spread.spread(engine_ms),
         "baselines": compared,
         "missing": baselines.missing,
         # The best that a user gets without the engine.
         "ratio_to_plain_torch": min(row["ratio"] for row in compared),
         "relative_difference": difference,
-        "parts_ms": {n: spread.percentile(c, 50) for n, c in zip(PARTS, columns, strict=True)},
-        "memory_bytes": {
-            "stream": stream.device_bytes,
-            "device": loaded.dit.device.allocated_bytes,
-            "process": session.resident_bytes(),
-        },
+        **timed(loaded, stream, engine_ms, parts),
     }
 
 
@@ -240,7 +298,11 @@ def print_table(result: dict[str, Any], console: Console) -> None:
         + (f", {sheet:.0%} of the datasheet" if sheet is not None else "")
     )
     memory = ", ".join(f"{k} {v / 1e9:.2f} GB" for k, v in result["memory_bytes"].items())
-    console.print(f"memory: {memory}; results differ by {result['relative_difference']:.1e}")
+    difference = result["relative_difference"]
+    differ = "" if difference is None else f"; results differ by {difference:.1e}"
+    console.print(f"memory: {memory}{differ}")
+    for call, choice in result["choices"].items():
+        console.print(f"chosen, {call}: {choice}")
     console.print(f"timed: {result['timed']}\nnot timed: {result['not_timed']}")
     machine = result["machine"]
     console.print(

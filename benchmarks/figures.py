@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks.headline import Figure
 from liveact.errors import InputError
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9772b", "#8a8a8a"
@@ -94,4 +95,25 @@ def scaling(result: dict[str, Any], path: Path) -> None:
     first = result["first_block"]
     blocks.plot(range(first, first + len(series)), series, ".", color=_BLUE, ms=4)
     blocks.set(xlabel="block", ylabel="ms per block", ylim=(0, None))
+    _save(figure, path)
+
+
+def predictions(compared: list[tuple[str, Figure]], subtitle: str, path: Path) -> None:
+    """Measured over predicted: a dot for each figure, a bar for the predicted range."""
+    height = max(2.5, 0.35 * len(compared) + 1.2)
+    figure, (axis, empty) = _subplots(2, 10, height, f"Measured over predicted, {subtitle}")
+    empty.set_axis_off()
+    for row, (_, f) in enumerate(compared):
+        middle = ((f.low or 0.0) + (f.high or 0.0)) / 2
+        low, high = (f.low or 0.0) / middle, (f.high or 0.0) / middle
+        axis.barh(row, high - low, left=low, color="#cccccc", height=0.6)
+        axis.plot(f.measured / middle, row, "o", color=_BLUE)
+        text = f"{f.measured:.4g} {f.unit} (expected {f.predicted})"
+        empty.text(0.0, row, text, va="center", fontsize=8)
+    names = [f"{stage}: {f.name}" for stage, f in compared]
+    axis.axvline(1.0, color=_GREY, linewidth=0.8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    empty.set_ylim(len(names) - 0.4, -0.6)
+    axis.set(xlabel="1 is the middle of what was predicted; grey is the range")
     _save(figure, path)

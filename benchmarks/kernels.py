@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks import figures, kernel_heads, kernel_ops, peaks, spread
 from benchmarks.kernel_cases import CASES, MATRIX_CASES, KernelCase
 from benchmarks.kernel_ops import TOLERANCE, Prepared
-from benchmarks.peers import open_peers
+from benchmarks.peers import COMPILED, open_peers
 from benchmarks.timing import FLUSH_BYTES, Clock
 from liveact import _core, _core_dev
 from liveact.device.devices import Devices, open_devices
@@ -67,6 +67,11 @@ _FP32_OPS = frozenset({"sampler_step", "guide", "all_finite", "unpatchify"})
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name has this")
     parser.add_argument(
+        "--no-compile",
+        action="store_true",
+        help="without the peers that torch.compile makes, seconds each",
+    )
+    parser.add_argument(
         "--check", action="store_true", help="compare results too; exit code 1 where one is off"
     )
 
@@ -106,7 +111,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for case, fmt in chosen:
         name = f"{case.name}.{fmt}"
         try:
-            row = measure_case(case, fmt, devices, clock, peak, options.repeat, options.check)
+            row = measure_case(case, fmt, devices, clock, peak, options)
         except LiveActError as error:  # the others are measured all the same
             failures[name] = str(error)
             continue
@@ -141,11 +146,10 @@ def measure_case(
     devices: Devices,
     clock: Clock,
     peak: dict[str, Any],
-    repeat: int,
-    check: bool,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """One row of the result, but for `repro`."""
-    prepared = BUILDERS[case.op](case, fmt, clock.device)
+    prepared, repeat = BUILDERS[case.op](case, fmt, clock.device), options.repeat
     times: dict[str, Any] = {}
     out: Any = None
     for name, warm in (("cold_ms", False), ("warm_ms", True)):
@@ -155,7 +159,9 @@ def measure_case(
         out = call(prepared, timed)
         # The first call of a kernel may load it.
         times[name] = spread.spread([ms for _, ms in timed.take()][1:])
-    calls, missing = open_peers(prepared.peers)
+    calls, missing = open_peers(
+        [peer for peer in prepared.peers if not (options.no_compile and peer[0] == COMPILED)]
+    )
     peers = []
     for name, peer in calls.items():
         cold, warm_ms = (
@@ -164,7 +170,7 @@ def measure_case(
         ratio = cold["median"] / times["cold_ms"]["median"]
         peers.append({"name": name, "cold_ms": cold, "warm_ms": warm_ms, "ratio": ratio})
     traffic = prepared.bytes_moved or bytes_of(prepared.arguments) + bytes_of(out)
-    error, against = compare(prepared, case, fmt, devices) if check else (None, None)
+    error, against = compare(prepared, case, fmt, devices) if options.check else (None, None)
     return {
         "case": case.name,
         "op": case.op,

@@ -170,7 +170,10 @@ def by_resolution(loaded: Loaded, repeat: int, clock: Clock) -> list[dict[str, A
 def steady_ms(
     variants: Sequence[tuple[Loaded, MemoryPolicy]], count: int, clock: Clock
 ) -> list[list[float]]:
-    """Milliseconds of `count` blocks of each variant from its first steady one on, in turn."""
+    """Milliseconds of `count` blocks of each variant from its first steady one on: in turn on a
+    CPU, one variant after the other on a GPU."""
+    if clock.device.type == "cuda" and len(variants) > 1:  # they do not fit beside each other
+        return [steady_ms([variant], count, clock)[0] for variant in variants]
     streams = [
         (loaded, open_stream(loaded, inputs(loaded, 1, sum(policy.slots)), policy))
         for loaded, policy in variants

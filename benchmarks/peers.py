@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.peaks import row_scales
 
 Call = Callable[[], Any]
+COMPILED = "torch.compile"  # the name of that peer
 # (name, what makes the call; it raises where the peer is missing or refuses)
 Peer = tuple[str, Callable[[], Call]]
 
@@ -39,7 +40,7 @@ def open_peers(peers: list[Peer]) -> tuple[dict[str, Call], dict[str, str]]:
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Peer:
     """torch.compile of a plain line, for the GPU."""
-    return "torch.compile", lambda: _bind(torch.compile(function, dynamic=False), *arguments)
+    return COMPILED, lambda: _bind(torch.compile(function, dynamic=False), *arguments)
 
 
 def _bind(function: Callable[..., Any], *arguments: Any) -> Call:

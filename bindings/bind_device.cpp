@@ -29,7 +29,9 @@ void bind_device(py::module_& m) {
       .def_property_readonly("threads", &Device::threads)
       .def_property_readonly("allocated_bytes", &Device::allocated_bytes)
       .def_property_readonly("allocation_count", &Device::allocation_count)
-      .def_property_readonly("free_bytes", &Device::free_bytes);
+      .def_property_readonly("free_bytes", &Device::free_bytes)
+      .def_property_readonly("choices", &Device::choices,
+                             "What was chosen by trial when streams opened: call -> choice.");
   m.def("open_cpu", &open_cpu);
   m.def(
       "cuda_architecture",

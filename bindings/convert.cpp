@@ -24,6 +24,12 @@ Precision precision_from(const py::object& given, int64_t num_layers) {
   const auto policy = given.cast<py::dict>();
   Precision result;
   result.activations = dtype_from_name(policy["activations"].cast<std::string>());
+  if (policy.contains("sums")) {
+    const auto sums = policy["sums"].cast<std::string>();
+    LIVEACT_CHECK(sums == "fast" || sums == "full",
+                  "precision policy: expected sums fast or full, found ", sums);
+    result.full_sums = sums == "full";
+  }
   for (const auto& item : policy["layers"].cast<py::list>()) {
     const auto formats = item.cast<std::map<std::string, std::string>>();
     LayerPrecision layer{};

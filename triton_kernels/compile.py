@@ -30,8 +30,9 @@ import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
-from triton_kernels.registry import all_specs
+from triton_kernels.registry import all_specs, specs_for
 from triton_kernels.spec import TRITON_TYPES, Spec
 
 MANIFEST_FORMAT = 1
@@ -67,7 +68,8 @@ def source_of(spec: Spec, arch: str) -> ASTSource:
     if expected != list(types):
         raise ValueError(f"{spec.name}: expected parameters {expected}, got {list(types)}")
     promises = {p.name: p.promise for p in spec.abi()}
-    return ASTSource(
+    source = GluonASTSource if spec.is_gluon else ASTSource
+    return source(
         fn=spec.function,
         signature={name: types.get(name, "constexpr") for name in names},
         constexprs=constexprs,
@@ -80,30 +82,34 @@ def source_of(spec: Spec, arch: str) -> ASTSource:
     )
 
 
+def options_of(spec: Spec, arch: str) -> dict[str, int]:
+    """What the compiler is told beside the source."""
+    launch = spec.launch_for(arch)
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    return options if spec.start_registers is None else options | {"maxnreg": spec.start_registers}
+
+
 def key_of(spec: Spec, arch: str) -> str:
     """Hash of everything that the cubin depends on."""
-    launch = spec.launch_for(arch)
     parts = [
         MANIFEST_FORMAT,
         triton.__version__,
         arch,
         spec.name,  # is in the file name
         source_of(spec, arch).hash(),
-        launch.num_warps,
-        launch.num_stages,
+        *options_of(spec, arch).values(),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def compile_spec(spec: Spec, arch: str) -> Compiled:
     """Compiles one spec for one architecture (a key of CAPABILITIES)."""
-    launch = spec.launch_for(arch)
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     target = GPUTarget("cuda", CAPABILITIES[arch], WARP_SIZE)
     with tempfile.TemporaryDirectory() as folder, knobs.cache.scope(), knobs.compilation.scope():
         knobs.cache.dir = folder
         knobs.compilation.disable_line_info = True
-        kernel = triton.compile(source_of(spec, arch), target=target, options=options)
+        source, options = source_of(spec, arch), options_of(spec, arch)
+        kernel = triton.compile(source, target=target, options=options)
         cubin = kernel.asm["cubin"]
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)
@@ -226,21 +232,28 @@ def _compile_into(name: str, arch: str, folder: Path) -> dict[str, Any]:
 
 
 def compile_all(
-    arches: Sequence[str], out: Path, names: Sequence[str] | None = None
+    arches: Sequence[str],
+    out: Path,
+    names: Sequence[str] | None = None,
+    left_out: Sequence[str] = (),
 ) -> dict[str, int]:
     """Brings `out` up to date; returns how many kernels were compiled per architecture.
 
-    names: the specs to compile; all of them by default. Files of kernels that are no longer in
-    the list are removed.
+    names: the specs to compile; all that there are for an architecture by default, but for those
+    left out. Files of kernels that are no longer in the list are removed.
     """
-    chosen = {name: spec for name, spec in all_specs().items() if names is None or name in names}
     counts = {}
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for arch in arches:
             folder = out / arch
             folder.mkdir(parents=True, exist_ok=True)
             known = _usable(folder)
-            described = {name: _described(spec, arch) for name, spec in chosen.items()}
+            chosen = set(all_specs() if names is None else names) - set(left_out)
+            described = {
+                name: _described(spec, arch)
+                for name, spec in specs_for(arch).items()
+                if name in chosen
+            }
             jobs = {
                 name: pool.submit(_compile_into, name, arch, folder)
                 for name, entry in described.items()
@@ -280,6 +293,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--list", action="store_true", help="print the kernels and their signatures"
     )
+    parser.add_argument(
+        "--leave-out", action="append", choices=sorted(all_specs()), default=[], metavar="NAME"
+    )
     options = parser.parse_args(arguments)
     if options.list:
         _print_list()
@@ -287,9 +303,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.arch or options.out is None:
         parser.error("expected --arch and --out, or --list")
     start = time.monotonic()
-    counts = compile_all(options.arch, options.out)
+    counts = compile_all(options.arch, options.out, left_out=options.leave_out)
     for arch, compiled in counts.items():
-        print(f"{options.out / arch}: {len(all_specs())} kernels, {compiled} compiled")
+        kernels = len(set(specs_for(arch)) - set(options.leave_out))
+        print(f"{options.out / arch}: {kernels} kernels, {compiled} compiled")
     print(f"{time.monotonic() - start:.1f} s")
     return 0
 

@@ -24,3 +24,8 @@ def all_specs() -> dict[str, Spec]:
                 raise ValueError(f"two specs are named {spec.name}")
             specs[spec.name] = spec
     return dict(sorted(specs.items()))
+
+
+def specs_for(arch: str) -> dict[str, Spec]:
+    """Those of all_specs that are compiled for this architecture."""
+    return {n: s for n, s in all_specs().items() if s.arches is None or arch in s.arches}

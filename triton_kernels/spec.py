@@ -93,6 +93,9 @@ class Spec:
     reason: why these numbers; one or two sentences, with the limiting resource.
     ops: names of the ops in csrc/core/ops.h that launch it.
     max_registers, max_shared_bytes: the gate on sm_90a; spills are never allowed.
+    arches: those that it is compiled for; None: all.
+    start_registers: of a Gluon kernel, per thread before its warp groups share them out anew; None:
+        a Triton kernel.
     """
 
     name: str
@@ -105,6 +108,12 @@ class Spec:
     ops: tuple[str, ...]
     max_registers: int = 255
     max_shared_bytes: int = 227 * 1024
+    arches: tuple[str, ...] | None = None
+    start_registers: int | None = None
+
+    @property
+    def is_gluon(self) -> bool:
+        return self.start_registers is not None
 
     def launch_for(self, arch: str) -> Launch:
         return self.launch.get(arch, self.launch["default"])

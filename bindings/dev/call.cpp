@@ -26,10 +26,12 @@ py::array empty(DType dtype, const std::vector<py::ssize_t>& shape) {
 
 }  // namespace
 
-Call::Call(Device& device) : device_(device) {
-  // Memory for any op on operands of the size that tests have.
-  const OpsLimits limits{
-      .max_cols = 1 << 15, .max_operand = 1 << 22, .max_keys = 1 << 13, .head_dim = 256};
+Call::Call(Device& device, int64_t max_operand, bool full_sums) : device_(device) {
+  const OpsLimits limits{.max_cols = 1 << 15,
+                         .max_operand = max_operand,
+                         .max_keys = 1 << 13,
+                         .head_dim = 256,
+                         .full_sums = full_sums};
   ops_ = device.open_ops(limits);
 }
 

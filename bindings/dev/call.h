@@ -29,7 +29,9 @@ DType dtype_of(const pybind11::array& array);
 // One call: a device, its ops, and the device memory of the operands.
 class Call {
  public:
-  explicit Call(Device& device);
+  // max_operand, full_sums: of the op queue, see OpsLimits; more than the small operands of most
+  // tests need.
+  explicit Call(Device& device, int64_t max_operand = 1 << 22, bool full_sums = false);
 
   Ops& ops() { return *ops_; }
 
@@ -64,8 +66,8 @@ class Call {
   void* put_bytes(const pybind11::array& array);
 
   Device& device_;
-  std::unique_ptr<Ops> ops_;
   std::vector<Buffer> buffers_;
+  std::unique_ptr<Ops> ops_;  // after the buffers: closed before them, it waits for what uses them
 };
 
 }  // namespace liveact

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <map>
 
 #include "convert.h"
@@ -56,10 +57,17 @@ py::object quantize(Device& device, const py::object& x, const std::string& out)
   return call.get(result);
 }
 
+// Elements of rows as `Call::rows` takes them.
+int64_t count(const py::object& rows) {
+  const py::object data = py::isinstance<py::tuple>(rows) ? rows[py::int_(0)] : rows;
+  return data.cast<py::array>().size();
+}
+
 py::object linear(Device& device, const py::object& x, const py::object& weight,
                   const std::optional<Floats>& scale, const std::optional<py::array>& bias,
-                  const py::object& out, bool accumulate) {
-  Call call(device);
+                  const py::object& out, bool accumulate, std::optional<int64_t> max_operand,
+                  bool full_sums) {
+  Call call(device, max_operand.value_or(std::max(count(x), count(out))), full_sums);
   const Rows in = call.rows(x);
   const Rows w = call.rows(weight);
   LIVEACT_CHECK(w.cols == in.cols, "linear: expected a weight of ", in.cols, " columns, found ",
@@ -87,8 +95,10 @@ void bind_ops_rows(py::module_& m) {
         py::arg("out"));
   m.def("quantize", &quantize, py::arg("device"), py::arg("x"), py::arg("out"));
   m.def("linear", &linear, py::arg("device"), py::arg("x"), py::arg("weight"), py::arg("scale"),
-        py::arg("bias"), py::arg("out"), py::arg("accumulate"),
-        "out gives the format, and the values to add to.");
+        py::arg("bias"), py::arg("out"), py::arg("accumulate"), py::arg("max_operand") = py::none(),
+        py::arg("full_sums") = false,
+        "out gives the format, and the values to add to. max_operand: for which the queue is "
+        "opened; as much as x and out need.");
 }
 
 }  // namespace liveact

@@ -131,12 +131,14 @@ class Ops {
 #include "core/op_list.h"
 };
 
-// The largest sizes that the ops of one stream will see; scratch is made for them once.
+// The largest sizes that the ops of one stream will see, for which scratch is made once, and what
+// else a queue must know when it opens.
 struct OpsLimits {
   int64_t max_cols = 0;     // of any row
-  int64_t max_operand = 0;  // elements of the input of a linear
+  int64_t max_operand = 0;  // elements of the input of a linear, and of a result it adds to `out`
   int64_t max_keys = 0;     // context and current block, or text and image
   int64_t head_dim = 0;
+  bool full_sums = false;  // Precision::full_sums
 };
 
 }  // namespace liveact

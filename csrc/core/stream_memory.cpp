@@ -6,6 +6,12 @@
 
 namespace liveact {
 
+namespace {
+
+constexpr int64_t kAlignment = 256;  // of a part of the arena, as of an allocation of its own
+
+}  // namespace
+
 StreamMemory::StreamMemory(Device& device, const ModelConfig& config, const Precision& precision,
                            const StreamOptions& options, Mode mode)
     : device_(&device),
@@ -14,6 +20,10 @@ StreamMemory::StreamMemory(Device& device, const ModelConfig& config, const Prec
       precision_(precision),
       options_(options),
       counting_(mode == Mode::count) {
+  if (!counting_ && formats_.one_allocation) {
+    const StreamMemory counted(device, config, precision, options, Mode::count);
+    arena_ = Buffer(device, counted.own_bytes_);
+  }
   const ModelConfig& c = config_;
   const SlotCounts& slots = options_.slots;
   const int64_t frames = std::max(slots.first_block(), slots.current);
@@ -38,12 +48,16 @@ StreamMemory::StreamMemory(Device& device, const ModelConfig& config, const Prec
   make_scratch();
   make_projections();
   limits = ops_limits();
+  own_bytes_ = total_bytes;
   total_bytes += device.ops_bytes(limits);
 }
 
 void* StreamMemory::allocate(int64_t bytes) {
+  if (formats_.one_allocation) bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  const int64_t offset = total_bytes;
   total_bytes += bytes;
   if (counting_) return nullptr;
+  if (formats_.one_allocation) return static_cast<char*>(arena_.data()) + offset;
   buffers_.emplace_back(*device_, bytes);
   return buffers_.back().data();
 }
@@ -160,7 +174,8 @@ OpsLimits StreamMemory::ops_limits() const {
       .max_operand = std::max({sizes_.tokens * std::max({c.dim, c.ffn_dim, 4 * c.in_dim}),
                                sizes_.conditioning, sizes_.frames * kAudioWindow * c.audio_dim}),
       .max_keys = std::max(keys, c.context_tokens),
-      .head_dim = c.head_dim()};
+      .head_dim = c.head_dim(),
+      .full_sums = precision_.full_sums};
 }
 
 }  // namespace liveact

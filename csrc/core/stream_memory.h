@@ -85,6 +85,9 @@ class StreamMemory {
   const StreamOptions options_;
   const bool counting_;
   Sizes sizes_;
+  int64_t own_bytes_ = 0;  // total_bytes without those of the op queue
+  // One or the other, as the device wants it: DeviceFormats::one_allocation.
+  Buffer arena_;
   std::vector<Buffer> buffers_;
 };
 

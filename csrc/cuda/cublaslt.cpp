@@ -1,21 +1,18 @@
 #include "cuda/cublaslt.h"
 
-#include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
-#include <random>
 
 #include "core/check.h"
+#include "cuda/trial.h"
 
 namespace liveact::cuda {
 
 namespace {
 
 constexpr size_t kOldestVersion = 120900;  // outer vector scales
-constexpr int kCandidates = 8;             // algorithms tried for a shape
-constexpr int kTimedRuns = 5;              // of each, the shortest counts
-constexpr float kWorthwhile = 0.98f;       // of the time so far: less gain is not told from noise
+constexpr cublasStatus kNotSupported = 15;
+constexpr int kCandidates = 8;  // algorithms tried for a shape
 
 int cuda_type(DType dtype) {
   switch (dtype) {
@@ -31,72 +28,8 @@ int cuda_type(DType dtype) {
 
 std::string text(const GemmShape& shape) {
   return "M=" + std::to_string(shape.m) + " N=" + std::to_string(shape.n) +
-         " K=" + std::to_string(shape.k) + " " + name(shape.operands);
-}
-
-// Time on the device between two points of a stream.
-class Stopwatch {
- public:
-  Stopwatch(const Driver& driver, CUstream stream) : driver_(driver), stream_(stream) {
-    LIVEACT_DRIVER(driver_, event_create(&start_, 0));
-    const CUresult result = driver_.event_create(&stop_, 0);
-    if (result != kSuccess) driver_.event_destroy(start_);
-    driver_.check(result, "cuEventCreate");
-  }
-  ~Stopwatch() {
-    driver_.event_destroy(start_);
-    driver_.event_destroy(stop_);
-  }
-  Stopwatch(const Stopwatch&) = delete;
-  Stopwatch& operator=(const Stopwatch&) = delete;
-
-  template <typename Work>
-  float time(const Work& work) const {
-    LIVEACT_DRIVER(driver_, event_record(start_, stream_));
-    work();
-    LIVEACT_DRIVER(driver_, event_record(stop_, stream_));
-    LIVEACT_DRIVER(driver_, stream_synchronize(stream_));
-    float ms = 0.0f;
-    LIVEACT_DRIVER(driver_, event_elapsed(&ms, start_, stop_));
-    return ms;
-  }
-
- private:
-  const Driver& driver_;
-  CUstream stream_;
-  CUevent start_ = nullptr, stop_ = nullptr;
-};
-
-// x as activations are: a product of zeros draws less power, and so runs at a higher clock.
-void fill_randomly(const Driver& driver, const GemmShape& shape, const GemmOperands& operands,
-                   CUstream stream) {
-  const int64_t bytes = shape.m * shape.k * size_bytes(shape.operands);
-  std::minstd_rand random(1);
-  std::normal_distribution<float> normal;
-  std::vector<uint8_t> values(std::min<int64_t>(bytes, 1 << 20));
-  for (size_t i = 0; i + size_bytes(shape.operands) <= values.size();
-       i += size_bytes(shape.operands)) {
-    if (shape.operands == DType::f8) {
-      values[i] = f8_from_f32(normal(random) * (kF8Max / 4));  // a row's largest is at 4 sigma
-    } else {
-      const uint16_t value = bf16_from_f32(normal(random));
-      std::memcpy(&values[i], &value, sizeof(value));
-    }
-  }
-  const auto x = reinterpret_cast<CUdeviceptr>(operands.x);
-  auto filled = static_cast<int64_t>(values.size());
-  driver.check(driver.copy_to_device(x, values.data(), values.size(), stream), "cuMemcpyHtoDAsync");
-  for (; filled < bytes; filled *= 2) {
-    const auto more = static_cast<size_t>(std::min(filled, bytes - filled));
-    driver.check(driver.copy_on_device(x + filled, x, more, stream), "cuMemcpyDtoDAsync");
-  }
-  const std::vector<float> scale(shape.operands == DType::f8 ? shape.m : 0, 4 / kF8Max);
-  if (!scale.empty()) {
-    const auto target = reinterpret_cast<CUdeviceptr>(operands.x_scale);
-    driver.check(driver.copy_to_device(target, scale.data(), scale.size() * sizeof(float), stream),
-                 "cuMemcpyHtoDAsync");
-  }
-  LIVEACT_DRIVER(driver, stream_synchronize(stream));
+         " K=" + std::to_string(shape.k) + " " + name(shape.operands) +
+         (shape.bias ? " + bias" : "") + (shape.accumulate ? " + out" : "");
 }
 
 }  // namespace
@@ -153,6 +86,12 @@ struct GemmPlans::Plan {
   }
 };
 
+GemmShape GemmShape::product() const {
+  GemmShape result = *this;
+  result.bias = result.accumulate = false;
+  return result;
+}
+
 GemmPlans::GemmPlans(const Driver& driver, const CublasLt& lt, CublasLtHandle handle,
                      void* workspace, int64_t workspace_bytes, GemmChoices& choices)
     : driver_(driver),
@@ -172,6 +111,7 @@ std::unique_ptr<GemmPlans::Plan> GemmPlans::describe(const GemmShape& shape,
   if (shape.operands == DType::f8) {
     plan->set(kDescAScaleMode, kScaleOuterVector);
     plan->set(kDescBScaleMode, kScaleOuterVector);
+    plan->set(kDescFastAccum, static_cast<int8_t>(shape.fast_sums));
   }
   plan->set(kDescEpilogue, shape.bias ? kEpilogueBias : kEpilogueDefault);
   if (shape.bias) plan->set(kDescBiasDataType, cuda_type(shape.out));
@@ -187,7 +127,7 @@ std::unique_ptr<GemmPlans::Plan> GemmPlans::describe(const GemmShape& shape,
   return plan;
 }
 
-// Best first, as cuBLASLt believes.
+// Best first, as cuBLASLt believes; empty where it has none.
 std::vector<MatmulAlgo> GemmPlans::suggestions(const GemmShape& shape, const Plan& plan,
                                                int at_most) {
   MatmulPreference preference = nullptr;
@@ -201,54 +141,91 @@ std::vector<MatmulAlgo> GemmPlans::suggestions(const GemmShape& shape, const Pla
                            at_most, results.data(), &found);
   }
   lt_.preference_destroy(preference);
+  if (status == kNotSupported) return {};
   lt_.check(status, ("cublasLtMatmulAlgoGetHeuristic for " + text(shape)).c_str());
   std::vector<MatmulAlgo> algorithms;
   for (int i = 0; i < found; ++i) {
     if (results[i].state == 0) algorithms.push_back(results[i].algo);
   }
-  LIVEACT_DEVICE_CHECK(!algorithms.empty(), "gemm: expected cuBLASLt to have an algorithm for ",
-                       text(shape), ", found none");
   return algorithms;
+}
+
+// Keeps the plan, or that the shape has no algorithm; throws where nothing else would compute it.
+bool GemmPlans::keep(const GemmShape& shape, std::unique_ptr<Plan> plan,
+                     const std::optional<MatmulAlgo>& algorithm) {
+  LIVEACT_DEVICE_CHECK(algorithm.has_value() || shape.separable(),
+                       "gemm: expected cuBLASLt to have an algorithm for ", text(shape),
+                       ", found none");
+  if (algorithm.has_value()) {
+    plan->algorithm = *algorithm;
+  } else {
+    plan = nullptr;
+  }
+  plans_[shape] = std::move(plan);
+  return algorithm.has_value();
 }
 
 void GemmPlans::choose(CUstream stream) {
   const std::lock_guard lock(choices_.mutex);
   for (const auto& [shape, operands] : noted_) {
-    if (plans_.contains(shape)) continue;
-    std::unique_ptr<Plan> plan = describe(shape, operands);
-    const auto known = choices_.algorithms.find(shape);
-    plan->algorithm = known != choices_.algorithms.end() ? known->second
-                                                         : fastest(shape, *plan, operands, stream);
-    choices_.algorithms.emplace(shape, plan->algorithm);
-    plans_.emplace(shape, std::move(plan));
+    if (choose(shape, operands, stream)) continue;
+    GemmOperands product = operands;
+    product.out = operands.scratch;
+    choose(shape.product(), product, stream);
   }
   noted_.clear();
 }
 
-MatmulAlgo GemmPlans::fastest(const GemmShape& shape, Plan& plan, const GemmOperands& operands,
-                              CUstream stream) {
+bool GemmPlans::choose(const GemmShape& shape, const GemmOperands& operands, CUstream stream) {
+  if (const auto found = plans_.find(shape); found != plans_.end()) return found->second != nullptr;
+  std::unique_ptr<Plan> plan = describe(shape, operands);
+  auto known = choices_.algorithms.find(shape);
+  if (known == choices_.algorithms.end()) {
+    const std::optional<MatmulAlgo> algorithm = fastest(shape, *plan, operands, stream);
+    known = choices_.algorithms.emplace(shape, algorithm).first;
+  }
+  return keep(shape, std::move(plan), known->second);
+}
+
+std::optional<MatmulAlgo> GemmPlans::fastest(const GemmShape& shape, Plan& plan,
+                                             const GemmOperands& operands, CUstream stream) {
   const std::vector<MatmulAlgo> candidates = suggestions(shape, plan, kCandidates);
-  if (candidates.size() == 1) return candidates[0];
-  fill_randomly(driver_, shape, operands, stream);
+  std::string& said = choices_.said["product " + text(shape)];
+  if (candidates.empty()) {
+    said = "no algorithm: the product, then apply_epilogue";
+    return std::nullopt;
+  }
+  said = "the only algorithm";
+  if (candidates.size() == 1 && !shape.separable()) return candidates[0];
+  const int64_t scales = shape.operands == DType::f8 ? shape.m : 0;
+  fill_randomly(driver_, shape.operands, const_cast<void*>(operands.x), shape.m * shape.k,
+                const_cast<float*>(operands.x_scale), scales, stream);
   const Stopwatch watch(driver_, stream);
-  size_t best = 0;
+  std::optional<size_t> best;
   float best_ms = std::numeric_limits<float>::infinity();
+  cublasStatus status = 0;
   for (size_t i = 0; i < candidates.size(); ++i) {
-    float ms = std::numeric_limits<float>::infinity();
     // The first run loads the kernel. One that cuBLASLt suggests and then refuses is no candidate.
-    cublasStatus status = multiply(shape, plan, candidates[i], operands, stream);
-    for (int run = 0; run < kTimedRuns && status == 0; ++run) {
-      ms = std::min(
-          ms, watch.time([&] { status = multiply(shape, plan, candidates[i], operands, stream); }));
-    }
-    if (i + 1 == candidates.size() && !std::isfinite(best_ms)) lt_.check(status, "cublasLtMatmul");
+    const auto run = [&] { status = multiply(shape, plan, candidates[i], operands, stream); };
+    run();
+    if (status != 0) continue;
+    const float ms = candidates.size() == 1 ? 0.0f : watch.shortest(run);
     // The library's order decides where the clock cannot: runs agree to about one percent.
     if (status == 0 && ms < best_ms * kWorthwhile) {
       best = i;
       best_ms = ms;
     }
   }
-  return candidates[best];
+  if (!best.has_value()) {
+    if (!shape.separable()) lt_.check(status, "cublasLtMatmul");
+    said = "all algorithms refused: the product, then apply_epilogue";
+    return std::nullopt;
+  }
+  if (candidates.size() > 1) {
+    said = std::to_string(best_ms) + " ms, algorithm " + std::to_string(*best + 1) + " of " +
+           std::to_string(candidates.size());
+  }
+  return candidates[*best];
 }
 
 cublasStatus GemmPlans::multiply(const GemmShape& shape, Plan& plan, const MatmulAlgo& algorithm,
@@ -261,15 +238,25 @@ cublasStatus GemmPlans::multiply(const GemmShape& shape, Plan& plan, const Matmu
                     static_cast<size_t>(workspace_bytes_), stream);
 }
 
-void GemmPlans::run(const GemmShape& shape, const GemmOperands& operands, CUstream stream) {
-  std::unique_ptr<Plan>& plan = plans_[shape];
-  if (plan == nullptr) {
+bool GemmPlans::run(const GemmShape& shape, const GemmOperands& operands, CUstream stream) {
+  auto found = plans_.find(shape);
+  if (found == plans_.end()) {
     std::unique_ptr<Plan> made = describe(shape, operands);
-    made->algorithm = suggestions(shape, *made, 1)[0];
-    plan = std::move(made);
+    const std::vector<MatmulAlgo> first = suggestions(shape, *made, 1);
+    std::optional<MatmulAlgo> algorithm;
+    if (!first.empty()) algorithm = first[0];
+    keep(shape, std::move(made), algorithm);
+    found = plans_.find(shape);
   }
+  std::unique_ptr<Plan>& plan = found->second;
+  if (plan == nullptr) return false;
   const cublasStatus status = multiply(shape, *plan, plan->algorithm, operands, stream);
+  if (status == kNotSupported && shape.separable()) {
+    plan = nullptr;
+    return false;
+  }
   if (status != 0) lt_.check(status, ("cublasLtMatmul of " + text(shape)).c_str());
+  return true;
 }
 
 }  // namespace liveact::cuda

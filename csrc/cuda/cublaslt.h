@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "core/ops.h"
@@ -44,6 +45,7 @@ constexpr int kDescEpilogue = 7;
 constexpr int kDescBiasPointer = 8;
 constexpr int kDescAScalePointer = 17;
 constexpr int kDescBScalePointer = 18;
+constexpr int kDescFastAccum = 25;
 constexpr int kDescBiasDataType = 26;
 constexpr int kDescAScaleMode = 31;
 constexpr int kDescBScaleMode = 32;
@@ -98,9 +100,15 @@ struct GemmShape {
   DType operands;  // f8 or bf16, of x and weight alike
   DType out;       // bf16 or f32
   bool bias;
-  bool accumulate;  // beta = 1
+  bool accumulate;         // beta = 1
+  bool fast_sums = false;  // f8 only: sums stay in the tensor core, see docs/precision.md
 
   auto operator<=>(const GemmShape&) const = default;
+
+  // Whether it may be computed in two calls. cuBLASLt documents row scales, a bias and beta = 1
+  // each, not all of them together.
+  bool separable() const { return operands == DType::f8 && bias && accumulate; }
+  GemmShape product() const;  // the first of the two: without bias and sum
 };
 
 // Device pointers of one product.
@@ -111,12 +119,15 @@ struct GemmOperands {
   const float* weight_scale;  // [n], f8 only
   const void* bias;           // [n] in the format of `out`, where the shape has one
   void* out;                  // [m, n]
+  void* scratch = nullptr;    // [m, n] in the format of `out`, of a separable product
 };
 
-// The algorithm of every shape that was chosen on one device, for all its queues.
+// The algorithm of every shape that was chosen on one device, for all its queues; none where
+// cuBLASLt has none.
 struct GemmChoices {
   std::mutex mutex;  // held while measuring: two at once would disturb each other
-  std::map<GemmShape, MatmulAlgo> algorithms;
+  std::map<GemmShape, std::optional<MatmulAlgo>> algorithms;
+  std::map<std::string, std::string> said;  // product -> what was chosen, for people
 };
 
 // Plans of one op queue: descriptors, layouts and the algorithm of every shape it has seen. The
@@ -125,6 +136,7 @@ struct GemmChoices {
 // time, the context current.
 class GemmPlans {
  public:
+  // The handle is the device's: destroying one waits for the device.
   GemmPlans(const Driver& driver, const CublasLt& lt, CublasLtHandle handle, void* workspace,
             int64_t workspace_bytes, GemmChoices& choices);
   ~GemmPlans();
@@ -138,14 +150,19 @@ class GemmPlans {
   // fastest. The operands are those noted: their x and out are overwritten.
   void choose(CUstream stream);
 
-  void run(const GemmShape& shape, const GemmOperands& operands, CUstream stream);
+  // False where cuBLASLt does not compute this in one call and the shape is separable: nothing has
+  // run then. Throws DeviceError where it is not.
+  bool run(const GemmShape& shape, const GemmOperands& operands, CUstream stream);
 
  private:
   struct Plan;
   std::unique_ptr<Plan> describe(const GemmShape& shape, const GemmOperands& operands);
   std::vector<MatmulAlgo> suggestions(const GemmShape& shape, const Plan& plan, int at_most);
-  MatmulAlgo fastest(const GemmShape& shape, Plan& plan, const GemmOperands& operands,
-                     CUstream stream);
+  bool keep(const GemmShape& shape, std::unique_ptr<Plan> plan,
+            const std::optional<MatmulAlgo>& algorithm);
+  bool choose(const GemmShape& shape, const GemmOperands& operands, CUstream stream);
+  std::optional<MatmulAlgo> fastest(const GemmShape& shape, Plan& plan,
+                                    const GemmOperands& operands, CUstream stream);
   cublasStatus multiply(const GemmShape& shape, Plan& plan, const MatmulAlgo& algorithm,
                         const GemmOperands& operands, CUstream stream);
 
@@ -156,7 +173,7 @@ class GemmPlans {
   int64_t workspace_bytes_;
   GemmChoices& choices_;
   std::map<GemmShape, GemmOperands> noted_;
-  std::map<GemmShape, std::unique_ptr<Plan>> plans_;
+  std::map<GemmShape, std::unique_ptr<Plan>> plans_;  // null: not in one call
 };
 
 }  // namespace liveact::cuda

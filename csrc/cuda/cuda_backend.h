@@ -12,6 +12,7 @@
 
 #include "core/buffer.h"
 #include "core/ops.h"
+#include "cuda/attention_choice.h"
 #include "cuda/cublaslt.h"
 #include "cuda/driver.h"
 #include "cuda/kernel.h"
@@ -33,7 +34,10 @@ class CudaDevice final : public Device {
 
   const char* name() const override { return name_.c_str(); }
   DeviceFormats formats() const override {
-    return {.bias_as_output = true, .tap_major = true, .value_multiple = kValueStride};
+    return {.bias_as_output = true,
+            .tap_major = true,
+            .value_multiple = kValueStride,
+            .one_allocation = true};
   }
   int threads() const override { return 0; }
   void* allocate(int64_t bytes) override;
@@ -46,14 +50,18 @@ class CudaDevice final : public Device {
   bool is_device_memory(const void* pointer) const override;
   std::unique_ptr<Ops> open_ops(const OpsLimits& limits) override;
   int64_t ops_bytes(const OpsLimits& limits) const override;
+  std::map<std::string, std::string> choices() override;
 
   const Driver& driver() const { return driver_; }
   const CublasLt& cublaslt() const { return cublaslt_; }
+  CublasLtHandle cublaslt_handle() const { return cublaslt_handle_.get(); }
   const KernelTable& kernels() const { return *kernels_; }
   CUcontext context() const { return context_; }
   GemmChoices& gemm_choices() { return gemm_choices_; }
+  AttentionChoices& attention_choices() { return attention_choices_; }
 
  private:
+  void close();  // what the constructor made so far
   void copy(const void* target, const void* source, int64_t bytes);
 
   Driver driver_;
@@ -63,7 +71,11 @@ class CudaDevice final : public Device {
   CUstream upload_stream_ = nullptr;
   std::string name_;
   std::unique_ptr<KernelTable> kernels_;
+  // One for everything that this process has open on the GPU: to destroy one waits for the device,
+  // which breaks every capture on it. So a stream that closes leaves it alone.
+  std::shared_ptr<cublasLtContext> cublaslt_handle_;
   GemmChoices gemm_choices_;
+  AttentionChoices attention_choices_;
   std::map<void*, int64_t> sizes_;
   std::mutex mutex_;  // guards sizes_ and uploads
   std::atomic<int64_t> allocated_bytes_{0};

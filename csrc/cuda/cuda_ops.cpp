@@ -97,10 +97,17 @@ void CudaOps::store_kv(const Rows& k, const Rows& v, const KvSegment& segment) {
 
 void CudaOps::self_attention(const Heads& q, const KvSegment& context, const KvSegment& current,
                              const Rows& out) {
-  launch("self_attention." + variant(current.dtype),
-         {q.data, q.scale, context.k, context.k_scale, context.v, current.k, current.k_scale,
-          current.v, current.v_scale, out.data, q.tokens, q.heads, context.tokens, current.tokens,
-          v_stride(context), v_stride(current)});
+  const Argument arguments[] = {
+      q.data,          q.scale,        context.k,         context.k_scale,  context.v, current.k,
+      current.k_scale, current.v,      current.v_scale,   out.data,         q.tokens,  q.heads,
+      context.tokens,  current.tokens, v_stride(context), v_stride(current)};
+  if (planning_) {
+    attention_.note(q, context, current, arguments);
+    return;
+  }
+  const ContextScope scope(driver_, device_.context());
+  device_.kernels().launch(attention_.name(q, context, current), stream_,
+                           KernelTable::Arguments(arguments));
 }
 
 void CudaOps::cross_attention(const Rows& q, const KvSegment& text, int64_t pad_count,

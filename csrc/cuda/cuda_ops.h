@@ -6,6 +6,7 @@
 #include <map>
 #include <string>
 
+#include "cuda/attention_choice.h"
 #include "cuda/cuda_backend.h"
 
 namespace liveact::cuda {
@@ -22,6 +23,8 @@ class CudaOps final : public Ops {
 
  private:
   void close();  // what the constructor made so far
+  // The data of x, copied to scratch where its rows overlap.
+  const void* dense(const Rows& x);
   void abandon_recording();
   // One target of update_memory, into `target`.
   void build_slot(const SlotUpdate& update, const CompressFilter& filter, const Rope& rope,
@@ -33,12 +36,13 @@ class CudaOps final : public Ops {
   CudaDevice& device_;
   const Driver& driver_;
   CUstream stream_ = nullptr;
-  CublasLtHandle cublaslt_ = nullptr;
+  const OpsLimits limits_;
   Buffer workspace_;
-  Buffer product_;    // bf16 [max_operand]: a product whose gate cannot ride in the scales
+  Buffer product_;    // bf16 [max_operand]: a product whose epilogue is a kernel of ours
   Buffer flag_;       // i32
   Buffer mean_taps_;  // f32 [max_cols, 5], all 1/5
-  std::unique_ptr<GemmPlans> gemms_;
+  GemmPlans gemms_;
+  AttentionKernels attention_;
   std::map<int, CUgraphExec> graphs_;
   std::array<CUevent, kTimeMarks> marks_ = {};
   int recording_ = -1;  // key, or -1

@@ -31,20 +31,20 @@ int64_t CudaOps::bytes(const OpsLimits& limits) {
 CudaOps::CudaOps(CudaDevice& device, const OpsLimits& limits)
     : device_(device),
       driver_(device.driver()),
+      limits_(limits),
       workspace_(device, kWorkspaceBytes),
       product_(device, limits.max_operand * size_bytes(DType::bf16)),
       flag_(device, 4),
-      mean_taps_(device, tap_bytes(limits)) {
+      mean_taps_(device, tap_bytes(limits)),
+      gemms_(driver_, device.cublaslt(), device.cublaslt_handle(), workspace_.data(),
+             kWorkspaceBytes, device.gemm_choices()),
+      attention_(driver_, device.kernels(), device.attention_choices()) {
   const std::vector<float> mean(limits.max_cols * kCompressTaps, 1.0f / kCompressTaps);
   device_.upload(mean_taps_.data(), mean.data(), tap_bytes(limits));
   const ContextScope scope(driver_, device_.context());
   try {
     LIVEACT_DRIVER(driver_, stream_create(&stream_, kStreamNonBlocking, kHighestPriority));
     for (CUevent& event : marks_) LIVEACT_DRIVER(driver_, event_create(&event, 0));
-    const CublasLt& lt = device_.cublaslt();
-    lt.check(lt.create(&cublaslt_), "cublasLtCreate");
-    gemms_ = std::make_unique<GemmPlans>(driver_, lt, cublaslt_, workspace_.data(), kWorkspaceBytes,
-                                         device_.gemm_choices());
   } catch (...) {
     close();
     throw;
@@ -61,8 +61,6 @@ void CudaOps::close() {
   abandon_recording();
   driver_.stream_synchronize(stream_);
   for (const auto& [key, graph] : graphs_) driver_.graph_exec_destroy(graph);
-  gemms_.reset();
-  if (cublaslt_ != nullptr) device_.cublaslt().destroy(cublaslt_);
   for (CUevent event : marks_) {
     if (event != nullptr) driver_.event_destroy(event);
   }
@@ -83,53 +81,73 @@ bool CudaOps::begin_plan() { return planning_ = true; }
 void CudaOps::end_plan() {
   planning_ = false;
   const ContextScope scope(driver_, device_.context());
-  gemms_->choose(stream_);
+  gemms_.choose(stream_);
+  attention_.choose(stream_);
+}
+
+const void* CudaOps::dense(const Rows& x) {
+  if (x.row_stride() == x.cols) return x.data;
+  LIVEACT_CHECK(x.size() <= limits_.max_operand, "cuda linear: expected at most ",
+                limits_.max_operand, " elements of overlapping rows, found ", x.size());
+  const int64_t row_bytes = x.cols * size_bytes(x.dtype);
+  for (int64_t row = 0; row < (planning_ ? 0 : x.rows); ++row) {
+    const auto* source =
+        static_cast<const char*>(x.data) + row * x.row_stride() * size_bytes(x.dtype);
+    driver_.check(driver_.copy_on_device(address(product_.data()) + row * row_bytes,
+                                         address(source), static_cast<size_t>(row_bytes), stream_),
+                  "cuMemcpyDtoDAsync");
+  }
+  return product_.data();
 }
 
 // fp8: the gate rides in the scale of the weight, the residual in beta = 1. bf16 products have no
-// scale per channel, so a gated one takes an extra pass.
+// scale per channel, so a gated one takes an extra pass; so does an fp8 product with bias and sum
+// where cuBLASLt has no algorithm for both.
 void CudaOps::linear(const Rows& x, const Weight& weight, const Epilogue& epilogue,
                      const Rows& out) {
   LIVEACT_CHECK(x.dtype == weight.dtype && x.dtype != DType::f32, "cuda linear: expected x and ",
                 "weight both fp8 or both bf16, found ", liveact::name(x.dtype), " and ",
                 liveact::name(weight.dtype));
-  const ContextScope scope(driver_, device_.context());
-  const void* operand = x.data;
-  if (x.row_stride() != x.cols) {  // rows that overlap, as the audio windows do
-    const int64_t row_bytes = x.cols * size_bytes(x.dtype);
-    for (int64_t row = 0; row < (planning_ ? 0 : x.rows); ++row) {
-      const auto* source =
-          static_cast<const char*>(x.data) + row * x.row_stride() * size_bytes(x.dtype);
-      driver_.check(
-          driver_.copy_on_device(address(product_.data()) + row * row_bytes, address(source),
-                                 static_cast<size_t>(row_bytes), stream_),
-          "cuMemcpyDtoDAsync");
-    }
-    operand = product_.data();
-  }
   const bool gated = x.dtype == DType::bf16 && epilogue.scale != nullptr;
-  const GemmShape shape{.m = x.rows,
+  const GemmShape whole{.m = x.rows,
                         .n = weight.n,
                         .k = weight.k,
                         .operands = x.dtype,
                         .out = out.dtype,
-                        .bias = !gated && epilogue.bias != nullptr,
-                        .accumulate = !gated && epilogue.accumulate};
-  void* target = gated ? product_.data() : out.data;
-  const GemmOperands operands{.x = operand,
-                              .x_scale = x.scale,
-                              .weight = weight.parts[0].data,
-                              .weight_scale = epilogue.scale,
-                              .bias = epilogue.bias,
-                              .out = target};
+                        .bias = epilogue.bias != nullptr,
+                        .accumulate = epilogue.accumulate,
+                        .fast_sums = x.dtype == DType::f8 && !limits_.full_sums};
+  if (gated || whole.separable()) {
+    LIVEACT_CHECK(x.rows * weight.n <= limits_.max_operand, "cuda linear: expected at most ",
+                  limits_.max_operand, " elements of a product before its epilogue, found ", x.rows,
+                  " x ", weight.n);
+    LIVEACT_CHECK(
+        x.row_stride() == x.cols && out.dtype == DType::bf16,
+        "cuda linear: expected rows side by side and a result in bf16, found a stride of ",
+        x.row_stride(), " and ", liveact::name(out.dtype));
+  }
+  const ContextScope scope(driver_, device_.context());
+  GemmOperands operands{.x = dense(x),
+                        .x_scale = x.scale,
+                        .weight = weight.parts[0].data,
+                        .weight_scale = epilogue.scale,
+                        .bias = epilogue.bias,
+                        .out = out.data,
+                        .scratch = product_.data()};
   if (planning_) {
-    gemms_->note(shape, operands);
+    if (gated) operands.out = product_.data();
+    gemms_.note(gated ? whole.product() : whole, operands);
   } else {
-    gemms_->run(shape, operands, stream_);
+    if (!gated && gemms_.run(whole, operands, stream_)) return;
+    operands.out = product_.data();
+    gemms_.run(whole.product(), operands, stream_);
   }
   if (gated) {
     launch("apply_epilogue.bf16",
            {product_.data(), epilogue.scale, epilogue.bias, out.data, x.rows, weight.n});
+  } else if (whole.separable()) {
+    launch("apply_epilogue.residual",
+           {product_.data(), nullptr, epilogue.bias, out.data, x.rows, weight.n});
   }
 }
 

@@ -7,6 +7,28 @@
 
 namespace liveact::cuda {
 
+namespace {
+
+// The handle of GPU `index`, the same for all who ask while one of them has it. The context must be
+// current, also where the last one lets it go.
+std::shared_ptr<cublasLtContext> shared_handle(const CublasLt& lt, const std::string& library,
+                                               int index) {
+  static std::mutex mutex;
+  static std::map<std::pair<std::string, int>, std::weak_ptr<cublasLtContext>> handles;
+  const std::lock_guard lock(mutex);
+  std::weak_ptr<cublasLtContext>& known = handles[{library, index}];
+  std::shared_ptr<cublasLtContext> handle = known.lock();
+  if (handle == nullptr) {
+    CublasLtHandle created = nullptr;
+    lt.check(lt.create(&created), "cublasLtCreate");
+    handle = {created, lt.destroy};  // the function stays: libraries are never unloaded
+    known = handle;
+  }
+  return handle;
+}
+
+}  // namespace
+
 CudaDevice::CudaDevice(int index, std::vector<KernelImage> images, const CudaLibraries& libraries)
     : driver_(libraries.driver), cublaslt_(libraries.cublaslt) {
   int count = 0;
@@ -19,18 +41,22 @@ CudaDevice::CudaDevice(int index, std::vector<KernelImage> images, const CudaLib
     const ContextScope scope(driver_, context_);
     LIVEACT_DRIVER(driver_, stream_create(&upload_stream_, kStreamNonBlocking, 0));
     kernels_ = std::make_unique<KernelTable>(driver_, std::move(images));
+    cublaslt_handle_ = shared_handle(cublaslt_, libraries.cublaslt, index);
   } catch (...) {
-    driver_.context_release(device_);
+    close();
     throw;
   }
   name_ = "cuda:" + std::to_string(index);
 }
 
-CudaDevice::~CudaDevice() {
+CudaDevice::~CudaDevice() { close(); }
+
+void CudaDevice::close() {
   {
     const ContextScope scope(driver_, context_);
+    cublaslt_handle_.reset();
     kernels_.reset();
-    driver_.stream_destroy(upload_stream_);
+    if (upload_stream_ != nullptr) driver_.stream_destroy(upload_stream_);
   }
   driver_.context_release(device_);
 }
@@ -104,6 +130,17 @@ bool CudaDevice::is_device_memory(const void* pointer) const {
 
 std::unique_ptr<Ops> CudaDevice::open_ops(const OpsLimits& limits) {
   return std::make_unique<CudaOps>(*this, limits);
+}
+
+std::map<std::string, std::string> CudaDevice::choices() {
+  std::map<std::string, std::string> result;
+  {
+    const std::lock_guard lock(gemm_choices_.mutex);
+    result = gemm_choices_.said;
+  }
+  const std::lock_guard lock(attention_choices_.mutex);
+  result.insert(attention_choices_.said.begin(), attention_choices_.said.end());
+  return result;
 }
 
 int64_t CudaDevice::ops_bytes(const OpsLimits& limits) const { return CudaOps::bytes(limits); }

@@ -77,6 +77,9 @@ class CalibrationOps final : public ProxyOps {
   CalibrationOps(Device& device, std::unique_ptr<Ops> inner,
                  std::shared_ptr<CalibrationLedger> ledger)
       : ProxyOps(std::move(inner)), device_(device), ledger_(std::move(ledger)) {}
+  ~CalibrationOps() override { close(); }
+  CalibrationOps(const CalibrationOps&) = delete;
+  CalibrationOps& operator=(const CalibrationOps&) = delete;
 
   void linear(const Rows& x, const Weight& weight, const Epilogue& epilogue,
               const Rows& out) override;

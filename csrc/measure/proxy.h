@@ -56,6 +56,8 @@ class ProxyOps : public Ops {
   }
 
  protected:
+  // Waits for the ops. For the destructor of a class with memory of its own that they may use.
+  void close() { inner_.reset(); }
   Ops& inner() const { return *inner_; }
   bool planning() const { return planning_; }
 
@@ -105,6 +107,7 @@ class ProxyDevice : public Device {
   bool is_device_memory(const void* pointer) const override {
     return inner_->is_device_memory(pointer);
   }
+  std::map<std::string, std::string> choices() override { return inner_->choices(); }
   // Without what the decorator's own ops allocate.
   int64_t ops_bytes(const OpsLimits& limits) const override { return inner_->ops_bytes(limits); }
 

@@ -19,6 +19,9 @@ class TimedOps final : public ProxyOps {
         timing_(timing),
         log_(log),
         flush_(device, std::max<int64_t>(8 * timing.flush_floats, 4)) {}
+  ~TimedOps() override { close(); }
+  TimedOps(const TimedOps&) = delete;
+  TimedOps& operator=(const TimedOps&) = delete;
 
   void around(const std::string& name, const std::function<void()>& op) override {
     if (planning()) return op();

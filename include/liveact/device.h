@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -26,6 +27,9 @@ struct DeviceFormats {
   bool host_weights = false;
   // Memory of V is made for tokens rounded up to a multiple of this.
   int64_t value_multiple = 1;
+  // The memory of a stream is one allocation: to free one waits for the whole device. Elsewhere
+  // each buffer is one, whose bounds a sanitizer sees.
+  bool one_allocation = false;
 
   DType bias(DType out) const { return bias_as_output ? out : DType::f32; }
 };
@@ -57,6 +61,9 @@ class Device {
 
   virtual std::unique_ptr<Ops> open_ops(const OpsLimits& limits) = 0;
   virtual int64_t ops_bytes(const OpsLimits& limits) const = 0;  // what open_ops allocates
+
+  // What was chosen by trial since the device was opened, for people: call -> choice.
+  virtual std::map<std::string, std::string> choices() { return {}; }
 };
 
 // The processor. The device has threads of its own until it is destroyed: as many as

@@ -22,6 +22,9 @@ struct LayerPrecision {
 struct Precision {
   DType activations = DType::f32;
   std::vector<LayerPrecision> layers;
+  // Sums of fp8 products leave the tensor core for fp32 every few terms; else they stay in its
+  // shorter accumulator, which is faster. On a CPU sums are fp32 either way.
+  bool full_sums = false;
 
   // fp32: all fp32. bf16: all bf16. fp8: bf16 between sub-layers, fp8 operands in the layers.
   static Precision uniform(DType dtype, int64_t num_layers);

@@ -17,8 +17,10 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import (
+    block,
     conversation,
     flops,
+    kernel_ops,
     kernels,
     models,
     op_groups,
@@ -35,8 +37,10 @@ from benchmarks.peers import open_peers
 from benchmarks.playback import Arrival
 from benchmarks.telemetry import FIELDS as GPU_FIELDS
 from benchmarks.telemetry import Telemetry
+from benchmarks.timing import Clock
 from liveact import _core, _core_dev
 from liveact.dit.dit import MemoryPolicy
+from liveact.dit.weights import product_weights
 from liveact.errors import DeviceError, InputError, LiveActError
 from liveact.session.chunk import BlockTimings
 from tests.support.paths import REPOSITORY
@@ -314,6 +318,57 @@ def test_op_groups_are_the_ops_of_a_block() -> None:
     assert calls["linear 768x256"] == 6  # qkv
 
 
+def test_weights_are_quantised_as_the_engine_does_it() -> None:
+    """So that a model may be drawn in bf16, quantised on its device, and its bf16 dropped."""
+    sized = models.MODELS["tiny"]
+    drawn = models.draw(sized, 0, torch.device("cpu"))
+    before = dict(drawn)
+    models.quantise(drawn, sized.config["num_layers"], "fp8")
+    narrow = [name for name, t in drawn.items() if t.dtype == torch.float8_e4m3fn]
+    assert set(narrow) == set(product_weights(sized.config["num_layers"]))
+    for name in narrow:
+        codes, scale = _core.quantize_weight(
+            before[name].data_ptr(), "bf16", list(before[name].shape)
+        )
+        found = drawn[name].view(torch.uint8).numpy()
+        assert (found == codes).mean() > 0.999, name  # x / scale or x · (1 / scale): a last bit
+        np.testing.assert_allclose(drawn[f"{name}_scale"].numpy(), scale, rtol=2**-23)
+    dit = models.Dit(_core.open_cpu(), models.core_config(sized.config, sized), drawn, "fp8")
+    assert dit.config.dim == sized.config["dim"]
+
+
+def test_plain_has_the_blocks_of_the_engine(tmp_path: Path) -> None:
+    """The engine alone leaves its latents; plain PyTorch in a process of its own compares them."""
+    loaded = models.load(options_for("block", *TINY))
+    latents, file = tmp_path / "block.safetensors", tmp_path / "plain.json"
+    engine = block.alone(loaded, 1, Clock(torch.device("cpu")), latents)
+    assert engine["baselines"] == [] and engine["ratio_to_plain_torch"] is None
+    arguments = [*TINY, "--latents", str(latents), "--json", str(file)]
+    assert command.main(["plain", *arguments]) == 0
+    assert json.loads(file.read_text())["relative_difference"] < 1e-5
+
+
+@pytest.mark.parametrize("without", [False, True])
+def test_compiled_peers_may_be_left_out(monkeypatch: pytest.MonkeyPatch, without: bool) -> None:
+    """They take seconds each."""
+    seen: list[str] = []
+
+    def prepare(*given: Any) -> kernels.Prepared:
+        prepared = kernel_ops.row_op(*given)
+        prepared.peers.append(("torch.compile", lambda: lambda: None))
+        return prepared
+
+    def opened(given: list[Any]) -> Any:
+        seen.extend(name for name, _ in given)
+        return {}, {}
+
+    monkeypatch.setitem(kernels.BUILDERS, "rms_norm", prepare)
+    monkeypatch.setattr(kernels, "open_peers", opened)
+    given = ["kernels", "--device", "cpu", "--only", "rms_norm.rows13", "--repeat", "1"]
+    kernels.measure(options_for(*given, *["--no-compile"] * without))
+    assert ("torch.compile" in seen) is not without and "torch" in seen
+
+
 def test_a_policy_file_is_a_precision(tmp_path: Path) -> None:
     """Also of the models of fewer layers that the times by op come from."""
     formats = {product: {"format": "fp8"} for product in _core.products()}
@@ -337,6 +392,7 @@ def test_a_policy_file_is_a_precision(tmp_path: Path) -> None:
     [
         ("kernels", ["--device", "cpu", "--only", "norm.rows13", "--repeat", "1", "--check"]),
         ("block", TINY),
+        ("plain", TINY),
         ("session", [*TINY, "--pace", "off", "--minutes", "0.2"]),
         ("paper", [*TINY, "--blocks", "8"]),
         ("latency", [*TINY, "--moments", "1"]),

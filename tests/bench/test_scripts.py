@@ -61,45 +61,6 @@ def run(tmp_path: Path):
     return call
 
 
-def summary(out: Path) -> dict[str, str]:
-    return dict(line.split(": ", 1) for line in (out / "summary.txt").read_text().splitlines())
-
-
-def test_gpu_script_runs_everything(run, tmp_path: Path) -> None:
-    done, calls = run("gpu.sh", str(tmp_path / "out"))
-    assert done.returncode == 0, done.stdout
-    benchmarks = [c.split()[3] for c in calls if c.startswith("python3 -m benchmarks")]
-    assert benchmarks == ["kernels", "block", "paper", "vae", "session"]
-    assert {f"{name}.json" for name in benchmarks} < {p.name for p in (tmp_path / "out").iterdir()}
-    assert all(text.startswith("exit code 0") for text in summary(tmp_path / "out").values())
-
-
-def test_gpu_script_goes_on_after_a_failure(run, tmp_path: Path) -> None:
-    """What failed is in the summary and in the exit code; what can still be measured is."""
-    done, _ = run("gpu.sh", str(tmp_path / "out"), broken="benchmarks kernels")
-    found = summary(tmp_path / "out")
-    assert done.returncode == 1
-    assert found["kernels"].startswith("exit code 3") and found["session"].startswith("exit code 0")
-
-
-def test_gpu_script_stops_without_a_build(run, tmp_path: Path) -> None:
-    done, calls = run("gpu.sh", str(tmp_path / "out"), broken="--editable .")
-    assert done.returncode == 1 and summary(tmp_path / "out")["build"].startswith("exit code 1")
-    assert not any("benchmarks" in call for call in calls)
-
-
-@pytest.mark.slow
-def test_gpu_script_keeps_to_its_limit(run, tmp_path: Path) -> None:
-    """12 s: the stage that hangs is cut off when they are over, and the rest is skipped."""
-    done, calls = run("gpu.sh", str(tmp_path / "out"), "wheels", "12", slow="benchmarks kernels")
-    found = summary(tmp_path / "out")
-    assert done.returncode == 1
-    assert found["kernels"].startswith("exit code 124")
-    assert "cut off" in (tmp_path / "out" / "kernels.txt").read_text()
-    assert all("skipped" in found[name] for name in ("block", "paper", "session"))
-    assert not any("benchmarks block" in call for call in calls)
-
-
 def test_nsight_systems_records_the_window(run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done, calls = run("profile_nsys.sh", str(out), "7-8", "--device", "cuda:1")

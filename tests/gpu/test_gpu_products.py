@@ -19,6 +19,7 @@ from liveact import _core, _core_dev
 from liveact.device import kernels
 from liveact.device.devices import cublaslt_library, cuda_obstacle
 from tests.support.compare import relative_error
+from tests.support.tensor_core import FAST_SUMS_ERROR
 
 pytestmark = pytest.mark.gpu
 
@@ -76,8 +77,39 @@ def test_product(cuda: _core.Device, kind: str, m: int, n: int, k: int) -> None:
     expected += bias.double() * has_bias
     scale = weight[1] if operands == "fp8" else bits(gate) if gated else None
     given = bits(bias) if has_bias else None
-    found = _core_dev.ops.linear(cuda, x, weight, scale, given, bits(before), accumulate)
+    found = _core_dev.ops.linear(
+        cuda, x, weight, scale, given, bits(before), accumulate, full_sums=True
+    )
     values = torch.from_numpy(np.asarray(found)).view(out_type)
     # A product that is rounded before the gate is rounded twice.
     bound = 2.0**-24 * 128 if output == "fp32" else 2.0**-8 * (2 if gated else 1)
     assert relative_error(values, expected) < bound
+
+
+# Of a layer at 512×512: qkv, self_o and cross_o, ffn_up, ffn_down onto the residual.
+REAL_SIZES = ((15360, 5120, False), (5120, 5120, True), (13824, 5120, False), (5120, 13824, True))
+REAL_ROWS, CHECKED_ROWS = 8192, 64
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "full"])
+@pytest.mark.parametrize("n, k, residual", REAL_SIZES)
+def test_real_sizes(cuda: _core.Device, n: int, k: int, residual: bool, fast: bool) -> None:
+    """Some rows of the products of a block, against float64. Fast sums: at most twice the error
+    that emulation gives them, beside one rounding of the output.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x, w = (make_values("random", rows, k, seed=rows, device=device) for rows in (REAL_ROWS, n))
+    (qx, sx), (qw, sw) = row_scales(x), row_scales(w * k**-0.5)
+    bias = make_values("random", n, seed=2).bfloat16()
+    before = make_values("random", REAL_ROWS, n, seed=4, device=device).bfloat16().cpu()
+    given = (bits(qx.cpu()), bits(sx[:, 0].cpu())), (bits(qw.cpu()), bits(sw[:, 0].cpu()))
+    found = _core_dev.ops.linear(
+        cuda, *given, given[1][1], bits(bias), bits(before), residual, full_sums=not fast
+    )
+    rows = torch.arange(0, REAL_ROWS, REAL_ROWS // CHECKED_ROWS)
+    values = torch.from_numpy(np.asarray(found)).view(torch.bfloat16)[rows]
+    expected = (qx[rows.to(device)].double() * sx[rows.to(device)]) @ (qw.double() * sw).T
+    expected = expected.cpu() + bias.double() + before[rows].double() * residual
+    error = relative_error(values, expected)
+    print(f"{REAL_ROWS} x {n} x {k} {'fast' if fast else 'full'}: relative error {error:.2e}")
+    assert error < 2.0**-8 + (2 * FAST_SUMS_ERROR[k] if fast else 0.0)

@@ -69,6 +69,8 @@ class Dit:
             for name, tensor in self._tensors.items()
         }
         self.model = _core.Model(device, config, described, core_precision(precision))
+        if device.name != "cpu":  # a GPU has copies of all: nobody reads these again
+            self._tensors = {}
 
     @property
     def config(self) -> _core.ModelConfig:

@@ -21,6 +21,7 @@ from liveact.files import read_json
 
 PRECISIONS = ("fp32", "fp8", "bf16")
 FORMATS = ("fp8", "bf16")  # of one product in a policy
+SUMS = ("fast", "full")  # of the fp8 products of a policy, see docs/precision.md
 ACTIVATIONS = "bf16"  # between the products of a policy, as in the released code
 PRODUCTS: tuple[str, ...] = tuple(_core.products())
 
@@ -40,7 +41,7 @@ PRODUCT_LINEARS: dict[str, tuple[str, ...]] = {
 
 _VERSION = 1
 _VERSION_KEY = "liveact_precision_policy"
-_KEYS = (_VERSION_KEY, "activations", "measured", "layers")
+_KEYS = (_VERSION_KEY, "activations", "sums", "measured", "layers")
 _MAX_POLICY_BYTES = 2**24
 
 
@@ -54,16 +55,19 @@ class Choice:
 
 @dataclass(frozen=True)
 class PrecisionPolicy:
-    """One choice per product and layer. name: for messages. measured: how, in free form."""
+    """One choice per product and layer. name: for messages. measured: how, in free form. sums: of
+    fp8 products, one of SUMS."""
 
     layers: tuple[Mapping[str, Choice], ...]
     name: str = field(default="policy", compare=False)
     measured: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    sums: str = SUMS[0]
 
     def __str__(self) -> str:
         choices = [choice for layer in self.layers for choice in layer.values()]
         narrow = sum(choice.format == "fp8" for choice in choices)
-        return f"{self.name} ({narrow} of {len(choices)} in fp8)"
+        full = ", full sums" if self.sums == "full" else ""
+        return f"{self.name} ({narrow} of {len(choices)} in fp8{full})"
 
     @classmethod
     def read(cls, path: Path) -> PrecisionPolicy:
@@ -91,16 +95,21 @@ class PrecisionPolicy:
             raise InputError(f"{where}: expected a list layers, found {layers!r:.80}")
         if not isinstance(measured, dict):
             raise InputError(f"{where}: expected an object measured, found {measured!r:.80}")
+        sums = raw.get("sums", SUMS[0])
+        if sums not in SUMS:
+            raise InputError(f"{where}: expected sums {' or '.join(SUMS)}, found {sums!r:.80}")
         return cls(
             tuple(_read_layer(layer, f"{where}: layer {i}") for i, layer in enumerate(layers)),
             name,
             measured,
+            sums,
         )
 
     def to_json(self) -> dict[str, Any]:
         return {
             _VERSION_KEY: _VERSION,
             "activations": ACTIVATIONS,
+            "sums": self.sums,
             "measured": dict(self.measured),
             "layers": [
                 {
@@ -119,7 +128,7 @@ class PrecisionPolicy:
     def core(self) -> dict[str, Any]:
         """What `_core.Model` and `_core.required_bytes` take."""
         formats = [{product: c.format for product, c in layer.items()} for layer in self.layers]
-        return {"activations": ACTIVATIONS, "layers": formats}
+        return {"activations": ACTIVATIONS, "sums": self.sums, "layers": formats}
 
 
 Precision = str | PrecisionPolicy

@@ -215,3 +215,12 @@ def test_apply_epilogue(case: KernelCase) -> None:
     # The C++ linear with the identity as weight has nothing but this epilogue.
     expected = core("linear", acc.float(), torch.eye(cols), scale, bias, before, True)
     assert (out == expected).float().mean() > 0.999
+
+    residual = before.clone()
+    given = bias.bfloat16()
+    unread = torch.full((1,), float("nan"))
+    values = {"acc": acc, "scale": unread, "bias": given, "out": residual}
+    launch("apply_epilogue.residual", **values, rows=rows, cols=cols)
+    exact = before.double() + acc.double() + given.double()
+    size = before.double().abs() + acc.double().abs() + given.double().abs()
+    reference.check_bf16(residual, (exact, 3 * reference.U * size))

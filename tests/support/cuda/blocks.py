@@ -9,6 +9,7 @@ import torch
 
 from liveact import _core
 from liveact.dit.dit import Dit, DitStream, MemoryPolicy
+from liveact.dit.precision import Precision
 from tests.support.cuda.fake import FakeCuda
 from tests.support.cuda.small import AUDIO_DIM, IMAGE_DIM, core_config
 
@@ -23,12 +24,11 @@ def open_device(fake: FakeCuda, images: list[dict[str, Any]]) -> _core.Device:
 def open_stream(
     device: _core.Device,
     weights: dict[str, torch.Tensor],
-    precision: str = "fp8",
+    precision: Precision = "fp8",
     guidance: float = 1.0,
 ) -> DitStream:
-    stream = Dit(device, core_config(NUM_LAYERS), weights, precision).open_stream(
-        LATENT, MemoryPolicy(), guidance, 4
-    )
+    dit = Dit(device, core_config(NUM_LAYERS), weights, precision)
+    stream = dit.open_stream(LATENT, MemoryPolicy(), guidance, 4)
     stream.set_image(torch.randn(4, IMAGE_DIM), torch.randn(20, 14, *LATENT))
     stream.set_prompt(torch.randn(5, 64))
     return stream

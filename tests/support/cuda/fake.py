@@ -23,6 +23,9 @@ HOOK = ctypes.CFUNCTYPE(
 )
 
 
+INTERRUPTION = ctypes.CFUNCTYPE(None)
+
+
 class FakeCuda:
     """One copy of the library (its state is per copy), as the runtime and the test see it."""
 
@@ -34,7 +37,9 @@ class FakeCuda:
         self._library.fake_live_events.restype = ctypes.c_long
         self._library.fake_seal.restype = ctypes.c_void_p
         self._library.fake_contents.restype = ctypes.c_char_p
+        self._library.fake_busy_frees.restype = ctypes.c_long
         self._hook: Any = None
+        self._interruptions: list[Any] = []
 
     @classmethod
     def copy_into(cls, folder: Path) -> FakeCuda:
@@ -90,3 +95,20 @@ class FakeCuda:
         """Runs for every launch, also of a graph."""
         self._hook = HOOK(hook)
         self._library.fake_hook(self._hook)
+
+    def set_kernel_ms(self, kernel: str, ms: float) -> None:
+        """How long this kernel takes; others take KERNEL_MS."""
+        self._library.fake_kernel_ms(kernel.encode(), ctypes.c_double(ms))
+
+    def separate_residuals(self, separate: bool = True) -> None:
+        """Whether cuBLASLt refuses fp8 products with a bias and beta = 1 when they run."""
+        self._library.fake_separate_residuals(int(separate))
+
+    def interrupt(self, call: str, action: Callable[[], None]) -> None:
+        """In the middle of the next `call` this happens; `cuLaunchKernel NAME` means a kernel."""
+        self._interruptions.append(INTERRUPTION(action))
+        self._library.fake_interrupt(call.encode(), self._interruptions[-1])
+
+    def busy_frees(self) -> int:
+        """How often memory was freed while work was under way that nobody had waited for."""
+        return int(self._library.fake_busy_frees())

@@ -3,7 +3,10 @@
 // Device memory is host memory, so copies are real, and so are the products (plain loops). A kernel
 // does nothing, unless the test gives a hook that runs it (Triton's interpreter does). Graphs keep
 // what was captured and run it when launched. Every call is one line of a log; a test can make any
-// call fail once. Modules are named by their image: a test passes a kernel's name as its cubin. A
+// call fail once, and do something of its own in the middle of one. What a device would do behind
+// the runtime's back is done too: a capture dies where something waits for the whole device, a
+// product that writes outside of its memory fails, and memory that is freed while work is under way
+// is counted. Modules are named by their image: a test passes a kernel's name as its cubin. A
 // clock stands still but for kernels and products, which take as long as the constants below say.
 
 #include <sys/mman.h>
@@ -47,9 +50,16 @@ std::map<unsigned long long, size_t> allocations;
 std::map<unsigned long long, size_t> sealed;  // memory that only copies may read, as on a device
 size_t free_memory = size_t{1} << 40;         // as cuMemGetInfo says; nothing is subtracted from it
 std::map<void*, Graph*> captures;             // CUstream -> what is being captured
+std::set<void*> dead_captures;                // CUstream whose capture was broken
+std::set<void*> busy;                         // CUstream with work that nobody has waited for
+long busy_frees = 0;
 Hook hook = nullptr;
 double clock_ms = 0;
-constexpr double kKernelMs = 0.25;  // sums of it are exact
+constexpr double kKernelMs = 0.25;        // sums of it are exact
+std::map<std::string, double> kernel_ms;  // of kernels that take another time
+bool separate_residuals = false;          // cuBLASLt refuses a bias together with beta = 1
+using Interruption = void (*)();
+std::map<std::string, Interruption> interruptions;  // call (and its first arguments), once
 // What the algorithms that the heuristic suggests take, in ms; see product_ms.
 std::vector<double> algorithms = {0.0};
 
@@ -60,6 +70,22 @@ struct Event {
 };
 std::set<Event*> events;
 
+constexpr int kCaptureInvalidated = 901;
+constexpr int kNotSupported = 15;     // CUBLAS_STATUS_NOT_SUPPORTED
+constexpr int kExecutionFailed = 13;  // CUBLAS_STATUS_EXECUTION_FAILED
+
+// Everything on the device has come to its end, which no capture can.
+void wait_for_device() {
+  for (const auto& [stream, graph] : captures) dead_captures.insert(stream);
+  busy.clear();
+}
+
+bool is_inside(const void* pointer, size_t bytes) {
+  const auto start = reinterpret_cast<unsigned long long>(pointer);
+  auto block = allocations.upper_bound(start);
+  return block != allocations.begin() && start + bytes <= (--block)->first + block->second;
+}
+
 template <typename... Parts>
 int record(const char* call, const Parts&... parts) {
   const std::lock_guard lock(mutex);
@@ -68,6 +94,14 @@ int record(const char* call, const Parts&... parts) {
   ((line << ' ' << parts), ...);
   log_text += line.str() + "\n";
   const std::string called = line.str() + ' ';
+  const auto interruption =
+      std::find_if(interruptions.begin(), interruptions.end(),
+                   [&](const auto& entry) { return called.starts_with(entry.first + ' '); });
+  if (interruption != interruptions.end()) {
+    const Interruption interrupt = interruption->second;
+    interruptions.erase(interruption);
+    interrupt();
+  }
   const auto failure = std::find_if(failures.begin(), failures.end(), [&](const auto& entry) {
     return called.starts_with(entry.first + ' ');
   });
@@ -88,6 +122,7 @@ void run(void* stream, std::function<void()> work) {
   if (found != captures.end()) {
     found->second->work.push_back(std::move(work));
   } else {
+    busy.insert(stream);
     work();
   }
 }
@@ -108,7 +143,8 @@ struct Launch {
   }
 
   void operator()() {
-    clock_ms += kKernelMs;
+    const auto known = kernel_ms.find(name);
+    clock_ms += known == kernel_ms.end() ? kKernelMs : known->second;
     if (hook != nullptr) {
       std::vector<void*> addresses;
       for (uint64_t& value : values) addresses.push_back(&value);
@@ -199,6 +235,10 @@ EXPORT void fake_clear() { log_text.clear(); }
 EXPORT void fake_fail(const char* call, int code) { failures[call] = code; }
 EXPORT void fake_declare(const char* kernel, const char* types) { declared[kernel] = types; }
 EXPORT void fake_algorithms(const double* ms, int count) { algorithms.assign(ms, ms + count); }
+EXPORT void fake_kernel_ms(const char* kernel, double ms) { kernel_ms[kernel] = ms; }
+EXPORT void fake_separate_residuals(int separate) { separate_residuals = separate != 0; }
+EXPORT void fake_interrupt(const char* call, Interruption action) { interruptions[call] = action; }
+EXPORT long fake_busy_frees() { return busy_frees; }
 EXPORT void fake_hook(Hook new_hook) { hook = new_hook; }
 EXPORT long fake_live_allocations() { return static_cast<long>(allocations.size()); }
 // A copy of host memory where only copies of this driver may read.
@@ -274,6 +314,7 @@ EXPORT int cuMemAlloc_v2(unsigned long long* pointer, size_t bytes) {
   return 0;
 }
 EXPORT int cuMemFree_v2(unsigned long long pointer) {
+  if (!busy.empty()) ++busy_frees;
   munmap(reinterpret_cast<void*>(pointer), allocations.at(pointer));
   allocations.erase(pointer);
   return record("cuMemFree");
@@ -324,6 +365,7 @@ EXPORT int cuStreamCreateWithPriority(void** stream, unsigned flags, int priorit
 EXPORT int cuStreamDestroy_v2(void*) { return record("cuStreamDestroy"); }
 EXPORT int cuStreamSynchronize(void* stream) {
   for (Event* event : events) event->waited_for |= event->stream == stream;
+  busy.erase(stream);
   const int code = record("cuStreamSynchronize");
   return captures.contains(stream) ? 900 : code;  // CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
 }
@@ -374,7 +416,7 @@ EXPORT int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz,
   const int code =
       record("cuLaunchKernel", launch.name, gx, gy, gz, bx, by, bz, shared, "|" + launch.text());
   if (code == 0) run(stream, launch);
-  return code;
+  return dead_captures.contains(stream) ? kCaptureInvalidated : code;
 }
 EXPORT int cuStreamBeginCapture_v2(void* stream, int mode) {
   const int code = record("cuStreamBeginCapture", mode);
@@ -384,13 +426,18 @@ EXPORT int cuStreamBeginCapture_v2(void* stream, int mode) {
 EXPORT int cuStreamEndCapture(void* stream, void** graph) {
   *graph = captures.at(stream);
   captures.erase(stream);
-  return record("cuStreamEndCapture");
+  const int code = record("cuStreamEndCapture");
+  if (dead_captures.erase(stream) == 0) return code;
+  delete static_cast<Graph*>(*graph);
+  *graph = nullptr;
+  return kCaptureInvalidated;
 }
 EXPORT int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
   *executable = new Graph(*static_cast<Graph*>(graph));
   return record("cuGraphInstantiate");
 }
-EXPORT int cuGraphLaunch(void* executable, void*) {
+EXPORT int cuGraphLaunch(void* executable, void* stream) {
+  busy.insert(stream);
   for (const auto& work : static_cast<Graph*>(executable)->work) work();
   return record("cuGraphLaunch");
 }
@@ -418,7 +465,10 @@ EXPORT int cublasLtCreate(void** handle) {
   give(handle, next_handle++);
   return record("cublasLtCreate");
 }
-EXPORT int cublasLtDestroy(void*) { return record("cublasLtDestroy"); }
+EXPORT int cublasLtDestroy(void*) {
+  wait_for_device();
+  return record("cublasLtDestroy");
+}
 EXPORT int cublasLtMatmulDescCreate(Desc** desc, int compute, int scale) {
   *desc = new Desc;
   return record("cublasLtMatmulDescCreate", compute, scale);
@@ -433,7 +483,7 @@ EXPORT int cublasLtMatmulDescSetAttribute(Desc* desc, int attribute, const void*
   std::memcpy(&number, value, bytes);
   desc->attributes[attribute] = number;
   return record("cublasLtMatmulDescSetAttribute", attribute,
-                bytes == 4 ? std::to_string(number) : "pointer");
+                bytes <= 4 ? std::to_string(number) : "pointer");
 }
 EXPORT int cublasLtMatrixLayoutCreate(Layout** layout, int type, uint64_t rows, uint64_t cols,
                                       int64_t ld) {
@@ -475,6 +525,9 @@ EXPORT int cublasLtMatmul(void*, Desc* desc, const void* alpha, const void* a, L
   const int code = record("cublasLtMatmul", *static_cast<const float*>(alpha), beta, '|', ld->cols,
                           ld->rows, la->rows, *algorithm);
   if (code != 0) return code;
+  if (separate_residuals && beta != 0 && desc->get(7) == 4 && la->type == 28) return kNotSupported;
+  const size_t element_bytes = ld->type == 14 ? 2 : 4;
+  if (!is_inside(d, ld->ld * ld->cols * element_bytes)) return kExecutionFailed;
   run(stream, [=, attributes = *desc, la = *la, lb = *lb, ld = *ld, algorithm = *algorithm] {
     clock_ms += product_ms(algorithm, ld.rows);
     matmul(attributes, a, la, b, lb, beta, d, ld);

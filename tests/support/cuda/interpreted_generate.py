@@ -19,7 +19,7 @@ from liveact import _core
 from liveact.commands import cli
 from liveact.device import kernels
 from tests.support.cuda.fake import FakeCuda
-from tests.support.cuda.interpreted_run import _AnywhereInMemory, run_kernel
+from tests.support.cuda.interpreted_run import _AnywhereInMemory, interpretable, run_kernel
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
     interpreter.without_overflow_checks()
     fake = FakeCuda(Path(library))
     fake.set_hook(run_kernel)
-    images = fake.images(kernels.load("sm_90a", Path(folder)))
+    images = fake.images(interpretable(Path(folder)))
     open_cuda = _core.open_cuda
 
     def open_fake(index: int, images: list[dict[str, Any]], **_: str) -> _core.Device:

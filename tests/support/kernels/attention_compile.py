@@ -14,7 +14,6 @@ from pathlib import Path
 import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.experimental.gluon._runtime import GluonASTSource
 
 from tests.support import builds
 from triton_kernels import (
@@ -23,13 +22,20 @@ from triton_kernels import (
     self_attention,
     self_attention_hopper,
 )
-from triton_kernels.compile import CAPABILITIES, WARP_SIZE, key_of, resource_usage, source_of
+from triton_kernels.compile import (
+    CAPABILITIES,
+    WARP_SIZE,
+    key_of,
+    options_of,
+    resource_usage,
+    source_of,
+)
 
 SPECS = {
     spec.name: spec
     for spec in (
         *self_attention.SPECS,
-        self_attention_hopper.SPEC,
+        *self_attention_hopper.SPECS,
         *cross_attention.SPECS,
         *audio_attention.SPECS,
     )
@@ -61,8 +67,7 @@ def compile_kernel(name: str, arch: str) -> Kernel:
     def write(path: Path) -> None:
         path.write_bytes(pickle.dumps(_compile(name, arch)))
 
-    gluon = Path(self_attention_hopper.__file__)  # what is passed to the compiler beside the spec
-    key = builds.digest(key_of(SPECS[name], arch), gluon, Path(__file__))
+    key = builds.digest(key_of(SPECS[name], arch), Path(__file__))
     kernel: Kernel = pickle.loads(
         builds.cached(f"attention-{arch}-{name}", key, write).read_bytes()
     )
@@ -71,16 +76,11 @@ def compile_kernel(name: str, arch: str) -> Kernel:
 
 def _compile(name: str, arch: str) -> Kernel:
     spec = SPECS[name]
-    source = source_of(spec, arch)
-    launch = spec.launch_for(arch)
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    if spec.function.is_gluon():
-        source = GluonASTSource(source.fn, source.signature, source.constants, source.attrs)
-        options["maxnreg"] = self_attention_hopper.MEAN_REGISTERS
     target = GPUTarget("cuda", CAPABILITIES[arch], WARP_SIZE)
     with tempfile.TemporaryDirectory() as folder, knobs.cache.scope(), knobs.compilation.scope():
         knobs.cache.dir = folder
         knobs.compilation.disable_line_info = True
+        source, options = source_of(spec, arch), options_of(spec, arch)
         kernel = triton.compile(source, target=target, options=options)
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(kernel.asm["cubin"])

@@ -1,0 +1,140 @@
+"""benchmarks/stages.py: order, limits, verdicts, and what is left at the end."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import stages
+from benchmarks.stages import Stage
+from tests.support.paths import REPOSITORY
+
+
+def run(monkeypatch: pytest.MonkeyPatch, out: Path, *window: Stage) -> tuple[int, list[str]]:
+    """(exit code, lines of the summary)."""
+    monkeypatch.setitem(stages.WINDOWS, "first", window)
+    code = stages.main([str(out), "first"])
+    return code, (out / "summary.txt").read_text().splitlines()
+
+
+def test_a_line_a_stage_one_table_and_one_tar(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, lines = run(
+        monkeypatch,
+        tmp_path,
+        Stage("one", 20, "echo noise; echo built"),
+        Stage("two", 20, "echo '1 TFLOP/s'; echo '2 TFLOP/s'; echo last"),
+        Stage("three", 20, "echo '{}' >{out}/three.json"),
+    )
+    assert code == 0
+    assert [line.split()[0] for line in lines] == ["one", "two", "three"]
+    assert lines[0].endswith("ok       built") and lines[1].endswith("1 TFLOP/s; 2 TFLOP/s")
+    assert "three.json: expected a result" in lines[2]
+    printed = capsys.readouterr().out
+    assert printed.rstrip().endswith("\n".join(lines))
+    with tarfile.open(tmp_path / "results.tar.gz") as tar:
+        assert {"one.txt", "summary.txt", "three.json"} <= set(tar.getnames())
+
+
+def test_what_fails_is_said_and_the_rest_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code, lines = run(
+        monkeypatch,
+        tmp_path,
+        Stage("broken", 20, "echo the reason; exit 3"),
+        Stage("needed", 20, "echo no compiler; exit 1", needed=True),
+        Stage("after", 20, "echo never"),
+    )
+    assert code == 1
+    assert "exit 3   the reason" in lines[0] and "exit 1   no compiler" in lines[1]
+    assert "skipped  nothing without needed" in lines[2]
+    assert not (tmp_path / "after.txt").exists()
+
+
+def test_a_stage_ends_at_its_limit_with_all_it_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(stages, "KILL_S", 1)
+    file = tmp_path / "late"
+    hang = f"trap '' INT; (trap '' INT; sleep 8; touch {file}) & echo hangs; sleep 30"
+    start = time.monotonic()
+    code, lines = run(monkeypatch, tmp_path, Stage("hang", 5, hang), Stage("next", 20, "echo fine"))
+    assert code == 1 and time.monotonic() - start < 20
+    assert "ended after 5 s; hangs" in lines[0] and lines[1].endswith("fine")
+    time.sleep(3)
+    assert not file.exists(), "a process of the stage went on"
+
+
+def test_without_time_the_rest_is_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(stages.BUDGET_S, "first", 4)
+    code, lines = run(monkeypatch, tmp_path, Stage("one", 20, "echo never"))
+    assert code == 1
+    assert "skipped  no time: 4 s left of 4" in lines[0]
+
+
+@pytest.mark.parametrize("window", stages.WINDOWS)
+def test_what_the_stages_call_exists(window: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every option of a benchmark is one, every test that is named is there."""
+    seen = set()
+    for stage in stages.WINDOWS[window]:
+        assert stage.name not in seen, "names are those of files"
+        seen.add(stage.name)
+        text = stage.command.replace("{out}", "/out").replace("{python}", "python3")
+        words = shlex.split(text)
+        if words[:3] == ["python3", "-m", "benchmarks"]:
+            options = command.parse(words[3:])
+            assert options.json == Path(f"/out/{stage.name}.json")
+        if words[:3] == ["python3", "-m", "pytest"]:
+            for word in (w for w in words if w.startswith("tests/")):
+                file, _, test = word.partition("::")
+                source = (REPOSITORY / file).read_text() if test else ""
+                assert (REPOSITORY / file).exists() and (not test or f"def {test}(" in source)
+
+
+def test_the_first_window_asks_first_whether_it_is_correct() -> None:
+    """And opens no stream with the kernel that has never run before the rest is known."""
+    names = [stage.name for stage in stages.FIRST]
+    assert names[:5] == ["install", "build", "doctor", "products", "recorded"]
+    assert names.index("block") < names.index("gluon") < names.index("gluon_package")
+    assert names.index("gluon_package") < names.index("block_gluon")
+    assert f"--leave-out {stages.GLUON}" in stages.FIRST[1].command
+    assert stages.BUDGET_S["first"] <= 8 * 60
+
+
+def test_what_is_measured_needs_no_library_for_films() -> None:
+    """PyAV takes 36 MB that would have to come along."""
+    modules = [f"benchmarks.{name}" for name in command.BENCHMARKS] + ["liveact.commands.doctor"]
+    modules += ["liveact.commands.cli", "tests.gpu.test_gpu", "tests.gpu.test_gpu_products"]
+    modules += ["tests.gpu.test_gpu_vae", "tests.support.kernels.attention_gpu", "tests.conftest"]
+    code = f"import sys; sys.modules['av'] = None\nimport {', '.join(modules)}"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+def test_recordings_may_lie_inside_the_tree(tmp_path: Path) -> None:
+    """A copy of the checkout on another machine has nothing beside it."""
+    tree = tmp_path / "tree"
+    (tree / "tests" / "support").mkdir(parents=True)
+    source = (REPOSITORY / "tests" / "support" / "paths.py").read_text()
+    (tree / "tests" / "support" / "paths.py").write_text(source)
+    code = "import tests.support.paths as p; print(p.GOLDEN)"
+
+    def found() -> Path:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tree, capture_output=True, text=True, check=True
+        )
+        return Path(done.stdout.strip())
+
+    assert found() == tmp_path / "shared" / "golden"
+    (tree / "pack" / "golden").mkdir(parents=True)
+    assert found() == tree / "pack" / "golden"
+    (tmp_path / "shared" / "golden").mkdir(parents=True)
+    assert found() == tmp_path / "shared" / "golden"
