@@ -47,7 +47,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-
 test: lint
 	$(PYTEST)
 
-# Without what takes more than some 8 s: sanitizers, the interpreter end to end, long sessions.
+# Without what takes more than some 2 s: sanitizers, the interpreter end to end, long sessions, processes.
 test-fast: lint
 	$(PYTEST) -m "not slow"
 

@@ -387,6 +387,7 @@ def test_a_policy_file_is_a_precision(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------- the commands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -512,6 +513,7 @@ def test_what_a_conversation_finds_wrong() -> None:
     assert "24 frames of 20" in str(said("whole", (np.pad(pcm, ((0, 3200), (0, 0))), 24, True)))
 
 
+@pytest.mark.slow
 def test_module_runs() -> None:
     """`python -m benchmarks --help` names every benchmark."""
     done = subprocess.run(

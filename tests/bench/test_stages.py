@@ -60,6 +60,7 @@ def test_what_fails_is_said_and_the_rest_goes_on(
     assert not (tmp_path / "after.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_stage_ends_at_its_limit_with_all_it_started(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -110,6 +111,7 @@ def test_the_first_window_asks_first_whether_it_is_correct() -> None:
     assert stages.BUDGET_S["first"] <= 8 * 60
 
 
+@pytest.mark.slow
 def test_what_is_measured_needs_no_library_for_films() -> None:
     """PyAV takes 36 MB that would have to come along."""
     modules = [f"benchmarks.{name}" for name in command.BENCHMARKS] + ["liveact.commands.doctor"]

@@ -13,6 +13,7 @@ from liveact.checkpoint.tensors import PthTensors
 from liveact.vae.vae import Vae
 
 
+@pytest.mark.slow
 def test_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "vae.json"
     command = ["vae", "--device", "cpu", "--base-width", "8", "--size", "48x32", "--repeat", "2"]

@@ -208,6 +208,7 @@ def test_a_model_in_fp8_cannot_be_measured() -> None:
         measuring.watch(dit.model)
 
 
+@pytest.mark.slow
 def test_on_cuda_it_is_launches_that_exist(tmp_path: Path, compiled_kernels: Path) -> None:
     """The launcher checks each against the manifest; the driver is a fake that runs nothing."""
     fake = FakeCuda.copy_into(tmp_path)

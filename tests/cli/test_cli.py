@@ -72,6 +72,7 @@ def test_generate_writes_the_whole_video(
     assert left_over == {"in.wav", "trace.json", "video.mp4"}
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_pictures_and_others_do_not(
     run: Run, tmp_path: Path, wav: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_equal_seeds_give_equal_pictures_and_others_do_not(
     assert not np.array_equal(pictures[0], pictures[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -233,6 +235,7 @@ def test_an_older_video_survives_a_failure(run: Run, tmp_path: Path, wav: Path) 
     assert (tmp_path / "video.mp4").read_text() == "older"
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     wav = write_wav(tmp_path / "long.wav", speech(90.0))
     process = subprocess.Popen(
@@ -292,6 +295,7 @@ def test_inspect_refuses_bad_options(run: Run, arguments: list[str]) -> None:
     refused(run("inspect", demo_checkpoint(), *arguments))
 
 
+@pytest.mark.slow
 def test_output_that_cannot_show_unicode_is_no_error() -> None:
     environment = ONE_THREAD | {"PYTHONIOENCODING": "ascii"}
     result = subprocess.run(

@@ -75,6 +75,7 @@ def test_sounds_that_cannot_be_used(run: Run, tmp_path: Path, wav: Path) -> None
         assert not list(tmp_path.glob("*.mp4*")) + list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_sound_that_is_damaged_in_the_middle_leaves_no_file(run: Run, tmp_path: Path) -> None:
     """The error comes from the thread that reads the file, when blocks are already being made."""
     path = tmp_path / "long.flac"
@@ -136,6 +137,7 @@ CONFIG_CHANGES: list[tuple[str, object]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "value"), CONFIG_CHANGES, ids=lambda value: f"{value!s:.12}")
 def test_configurations_that_lie_are_refused(
     run: Run, tmp_path: Path, checkpoint: Path, wav: Path, key: str, value: object
@@ -184,6 +186,7 @@ def test_configurations_of_the_encoders_that_lie(
 WEIGHTS = [DIT_FILE, VAE_FILE, TEXT_FILE, IMAGE_FILE, "wav2vec/model.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", WEIGHTS)
 @pytest.mark.parametrize(
     "damage", ["missing", "empty", "half", "text", "zeros", "head", "directory", "huge header"]
@@ -265,6 +268,7 @@ def test_tokenizers_that_are_damaged(
     refused(answer, re.escape(str(directory)))
 
 
+@pytest.mark.slow
 def test_a_lying_configuration_costs_no_memory(tmp_path: Path, checkpoint: Path, wav: Path) -> None:
     """Peak of the whole process, of which torch is most."""
     set_key(checkpoint / "config.json", "dim", 2**16)

@@ -149,6 +149,7 @@ def test_other_files_are_linked_or_copied(
         assert (tmp_path / "copied" / name).read_bytes() == (source / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path) -> None:
     """Anonymous memory: the files are mapped, and mapped pages are the kernel's to drop."""
     script = """

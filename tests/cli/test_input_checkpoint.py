@@ -275,6 +275,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_the_released_size_is_inspected_from_headers(released: Path, run: Run) -> None:
     started_s = time.process_time()  # other processes do not count
     code, output, errors = run("inspect", released)
@@ -299,6 +300,7 @@ def test_the_audio_encoder_may_lie_elsewhere(checkpoint: Path, run: Run) -> None
     assert (code, errors) == (0, "") and "audio encoder" in output
 
 
+@pytest.mark.slow
 def test_the_released_size_is_checked_in_a_second(released: Path, nothing_is_loaded: None) -> None:
     """What `Engine.load` does before it loads anything."""
     times_s = []

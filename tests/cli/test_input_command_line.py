@@ -169,6 +169,7 @@ def test_a_reader_that_goes_away_loses_the_log_only(tmp_path: Path) -> None:
     assert num_frames(tmp_path / "video.mp4") == 80
 
 
+@pytest.mark.slow
 def test_what_only_prints_fails_where_it_cannot() -> None:
     with open("/dev/full", "w") as full:
         for command in ("doctor", "--help"):

@@ -31,6 +31,7 @@ def launched(fake: FakeCuda) -> Counter[str]:
     return Counter(name for name in names if name.startswith("self_attention"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ms", "chosen"),
     [(0.5 * KERNEL_MS, GLUON), (2.0 * KERNEL_MS, TRITON), (0.99 * KERNEL_MS, TRITON)],

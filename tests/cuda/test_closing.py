@@ -26,6 +26,7 @@ def closing(streams: list[DitStream]) -> Callable[[], None]:
     return close
 
 
+@pytest.mark.slow
 def test_a_stream_that_closes_breaks_no_capture(fake, images, weights) -> None:
     """A cuBLASLt handle that is destroyed waits for the device, which ends every capture on it."""
     device = open_device(fake, images)

@@ -37,6 +37,7 @@ def products(log: list[str]) -> list[tuple[int, int, int, int]]:
     return [(int(m), int(n), int(k), int(algorithm)) for m, n, k, algorithm in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp8", "bf16"])
 def test_the_fastest_of_every_shape(fake, images, weights, precision: str) -> None:
     times = [5.0, 1.0, 3.0]
@@ -76,6 +77,7 @@ def test_a_device_measures_a_shape_once(fake, images, weights) -> None:
     assert calls(fake.log())[HEURISTIC] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [[1.0], [1.0, 0.99], [1.0, 1.0, 1.0]])
 def test_the_first_suggestion_where_nothing_is_gained(fake, images, weights, times) -> None:
     """One algorithm needs no clock; a gain within the noise is none."""
@@ -115,6 +117,7 @@ def test_an_algorithm_that_is_refused_is_left_out(fake, images, weights) -> None
     assert {p[3] for p in products(fake.log()) if p[:3] == refused[:3]} == {1 - refused[3]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call",
     [

@@ -167,6 +167,7 @@ def test_error_text_when_opening(fake, images, call: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "blocks"),
     [

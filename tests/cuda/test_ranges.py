@@ -51,6 +51,7 @@ def tree(lines: list[str]) -> list[Any]:
     return stack[0]
 
 
+@pytest.mark.slow
 def test_names_and_nesting(tmp_path: Path, compiled_kernels: Path, profiler: Path) -> None:
     result = run(tmp_path, compiled_kernels, profiler)
     assert result["other_domains"] == []
@@ -94,5 +95,6 @@ def test_the_names_are_documented() -> None:
     assert names == documented
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_without_a_profiler(tmp_path: Path, compiled_kernels: Path) -> None:
     assert run(tmp_path, compiled_kernels)["loaded"] == []

@@ -82,6 +82,7 @@ def edit_pth(path: Path, name: str, tensor: torch.Tensor | None) -> None:
     path.with_suffix(".new").rename(path)
 
 
+@pytest.mark.slow
 def test_loading_imports_no_transformers_and_says_nothing(golden):
     """Which would take longer than all the rest of a start."""
     script = f"""

@@ -41,6 +41,7 @@ TEXT_NAMES = {  # of a layer: transformers → released
 }
 
 
+@pytest.mark.slow
 def test_shapes_of_the_text_encoder_are_those_of_transformers() -> None:
     from transformers import UMT5Config, UMT5EncoderModel
 

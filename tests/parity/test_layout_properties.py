@@ -167,6 +167,7 @@ BOUND = 1e-5
 ONE_ROUNDING = 2.0**-24
 
 
+@pytest.mark.slow
 @given(
     slots=COUNTS.filter(possible),
     policy=RUN_POLICIES,

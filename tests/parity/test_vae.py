@@ -83,6 +83,7 @@ def test_decodes_windows_as_recorded(vae, latent, outputs):
 # ------------------------------------------------------------------------------- streaming
 
 
+@pytest.mark.slow
 @settings(
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

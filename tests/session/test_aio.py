@@ -250,6 +250,7 @@ async def life(engine: Engine, note: Callable[[str, Awaitable[Any]], Awaitable[A
     await note("close", session.aclose())
 
 
+@pytest.mark.slow
 def test_nothing_holds_up_the_loop(engine: Engine, slow: None) -> None:
     """A step computes for less than 5 ms and waits for nothing that is slow. Each also waits for
     whoever else computes on the machine, so the best of a few lives counts: what holds up the loop

@@ -47,6 +47,7 @@ def test_film(run: Any) -> None:
     assert len(sound) / rate_hz == pytest.approx(2.0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_live(run: Any) -> None:
     said = speech(2.5)
     shown: list[tuple[float, int, np.ndarray]] = []
@@ -69,6 +70,7 @@ def test_live(run: Any) -> None:
     assert seconds > 0.9 * sum(frames for _, frames, _ in shown[:-1]) / 20, "shown at its pace"
 
 
+@pytest.mark.slow
 def test_agent(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     heard: list[np.ndarray] = []
 

@@ -154,6 +154,7 @@ def open_files() -> list[str]:
     return [str(f) for f in folder.iterdir() if f.is_symlink()]
 
 
+@pytest.mark.slow
 def test_many_engines_do_not_grow() -> None:
     """50 MB each, were they kept."""
 
@@ -209,6 +210,7 @@ def test_generate_opens_its_devices_once(
     assert opened == ["cpu"]
 
 
+@pytest.mark.slow
 def test_a_start_is_mostly_that_of_torch() -> None:
     """CPU time: other processes do not count. 4.0 s with transformers, of which torch takes 1.1."""
     script = f"""

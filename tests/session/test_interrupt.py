@@ -84,6 +84,7 @@ def test_interrupt_while_waiting_for_audio(engine: Engine) -> None:
         assert (chunk.pcm == NEW).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["encoder", "denoise", "decode", "pcm"])
 @pytest.mark.parametrize("block", [0, 1])
 def test_interrupt_while_a_worker_works(engine: Engine, where: str, block: int) -> None:
@@ -218,6 +219,7 @@ def test_an_utterance_brings_its_own_format(engine: Engine) -> None:
         assert len(sound) == 8_000 and np.abs(sound[400:-400] - NEW).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_interruptions_at_random_moments(engine: Engine) -> None:
     """200 ms of noise is told from the next by its level; none may come out after its time."""
     rng = np.random.default_rng(0)

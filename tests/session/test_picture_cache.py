@@ -59,6 +59,7 @@ def test_the_condition_is_the_mask_and_the_encoded_picture(engine, encodes):
     assert torch.equal(y[4:], engine.vae.encode(encodes[0])[0])
 
 
+@pytest.mark.slow
 def test_the_last_pictures_are_kept(engine, encodes):
     pictures = [torch.full((3, 32, 32), i / 16) for i in range(CACHED_PICTURES + 1)]
     first = engine.encode_picture(pictures[0])

@@ -104,6 +104,7 @@ def test_after_the_end_there_is_no_utterance(engine: Engine) -> None:
                 call()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fps", [20, 24, 30])
 @pytest.mark.parametrize("seconds", [1.55, 2.0, 3.15, 5.0])
 def test_a_film_is_as_long_as_its_sound(engine: Engine, seconds: float, fps: float) -> None:
@@ -118,6 +119,7 @@ def test_a_film_is_as_long_as_its_sound(engine: Engine, seconds: float, fps: flo
     assert chunks[-1].timings.block is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [(2, 2, 2, 6), (2, 4, 2, 8), (2, 2, 2, 4), (1, 0, 1, 3)])
 def test_other_slots(engine: Engine, slots: tuple[int, int, int, int]) -> None:
     """The block sizes of the paper's Table 5 among them: memory and block 6/6 and 8/8."""
@@ -164,6 +166,7 @@ class Player(threading.Thread):
             pass
 
 
+@pytest.mark.slow
 def test_a_silent_person_lives_on_and_speaks_at_once(engine: Engine) -> None:
     with open_session(engine, idle="silence") as session:
         player = Player(session)
@@ -211,6 +214,7 @@ def test_idling_that_was_not_taken_goes_when_speech_is_there(engine: Engine) -> 
         assert chunk.speech and chunk.pts == 5 / 20
 
 
+@pytest.mark.slow
 def test_a_person_lives_on_while_speech_comes_at_its_pace(engine: Engine) -> None:
     """A block of 1.6 s waits for its sound, and what idles would last for less."""
     with open_session(engine, idle="silence", max_backlog_s=None) as session:
@@ -303,6 +307,7 @@ def test_an_interruption_says_what_was_delivered(engine: Engine) -> None:
         assert {chunk.utterance for chunk in take(session)} == {2}
 
 
+@pytest.mark.slow
 def test_nothing_of_what_was_interrupted_comes_out_afterwards(engine: Engine) -> None:
     rng = np.random.default_rng(1)
     with open_session(engine, idle="silence") as session:

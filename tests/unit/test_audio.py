@@ -250,6 +250,7 @@ def test_the_shortest_audio_is_one_video_frame(wav2vec: AudioEncoder) -> None:
 # --- bounds, threads, closing ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ten_minutes_cost_what_half_a_minute_costs() -> None:
     encoder = LocalEncoder()
     front_end = AudioFrontEnd(encoder, 25)

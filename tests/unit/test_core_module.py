@@ -55,6 +55,7 @@ def test_a_wheel_has_only_what_is_shipped(monkeypatch: pytest.MonkeyPatch) -> No
     assert not {name for name in found if name.startswith("_core_dev")}
 
 
+@pytest.mark.slow
 def test_public_headers_need_nothing_private(tmp_path: Path) -> None:
     include = REPOSITORY / "include"
     headers = sorted(include.rglob("*.h"))

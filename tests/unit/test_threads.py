@@ -94,6 +94,7 @@ def median_s(dit: Dit, stream: DitStream) -> float:
 
 
 # `two_cpus` comes first: threads are confined where the device is opened.
+@pytest.mark.slow
 def test_a_block_beside_a_busy_neighbour(two_cpus: tuple[int, int], dit: Dit) -> None:
     stream = open_stream(dit)
     for block in range(2):
@@ -223,6 +224,7 @@ print(used)
     return float(subprocess.check_output(command, env=kept | environment, text=True))
 
 
+@pytest.mark.slow
 def test_threads_of_torch_sleep_while_they_wait_unless_told_otherwise() -> None:
     asleep = waiting_s()
     chosen = waiting_s(OMP_WAIT_POLICY="ACTIVE")

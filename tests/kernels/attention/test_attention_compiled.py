@@ -22,6 +22,7 @@ BUILDS = [(name, arch) for name in SPECS for arch in SHARED_BYTES if name != HOP
 BUILDS.append((HOPPER, "sm_90a"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "arch"), BUILDS)
 def test_fits(name: str, arch: str) -> None:
     kernel = compile_kernel(name, arch)

@@ -126,6 +126,7 @@ def audio_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.T
     return dict(zip(AUDIO, outputs, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AUDIO)
 def test_audio_attention(audio_results: dict[str, torch.Tensor], name: str) -> None:
     frame_rows, frames, kv_frames, tokens = AUDIO[name]

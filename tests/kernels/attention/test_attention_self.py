@@ -61,6 +61,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, st
     return dict(zip(runs, outputs, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "precision", "tiles"), RUNS)
 def test_within_the_rounding_of_p(results: dict, name: str, precision: str, tiles: str) -> None:
     out = results[name, precision, tiles].double()
