@@ -62,9 +62,12 @@ _SETUP = (
     Stage(
         "install",
         60,
+        # What is there stays, but for a setuptools that is too old to build with.
         "for wheel in pack/wheels/*.whl; do name=$(basename $wheel); name=${name%%-*}; "
-        '{python} -c "import $name" 2>/dev/null || {python} -m pip install --quiet --no-index '
-        "--no-deps --disable-pip-version-check $wheel || exit 1; done; echo installed",
+        "{python} -c \"import $name as m; assert '$name' != 'setuptools' or "
+        "int(m.__version__.split('.')[0]) >= 77\" 2>/dev/null || "
+        "{python} -m pip install --quiet --no-index --no-deps --disable-pip-version-check "
+        "--upgrade $wheel || exit 1; done; echo installed",
         needed=True,
     ),
     Stage(
