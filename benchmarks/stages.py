@@ -20,11 +20,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.headline import headline
+from benchmarks.headline import GLUON, headline
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BUDGET_S = {"first": 480, "second": 560}
-GLUON = "self_attention.f8.hopper"
 VERDICT_LETTERS = 160
 KILL_S = 10  # from a polite end to a forced one
 
