@@ -189,7 +189,7 @@ def run(stage: Stage, out: Path, limit_s: float) -> tuple[int, float]:
 def verdict(stage: Stage, out: Path, status: int, limit_s: float) -> str:
     """What it found, in one line."""
     lines = (out / f"{stage.name}.txt").read_text(errors="replace").splitlines()
-    lines = [line.strip() for line in lines if line.strip()]
+    lines = [line.strip() for line in lines if re.search(r"\w", line)]
     last = lines[-1] if lines else "printed nothing"
     if status == 124:
         return f"ended after {limit_s:.0f} s; {last}"
