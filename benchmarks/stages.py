@@ -40,7 +40,7 @@ class Stage:
 
 
 def _pytest(selection: str) -> str:
-    return f"{{python}} -m pytest -m gpu -q -rs -p no:cacheprovider --tb=short {selection}"
+    return f"{{python}} -m pytest -m gpu -rs -p no:cacheprovider --tb=short {selection}"
 
 
 def _bench(name: str, options: str, file: str | None = None) -> str:
@@ -197,10 +197,26 @@ def verdict(stage: Stage, out: Path, status: int, limit_s: float) -> str:
     if file.exists():
         return headline(file) + ("" if status == 0 else f"; {last}")
     if " pytest " in stage.command:
-        worst = [line for line in lines if re.match(r"FAILED|ERROR|SKIPPED", line)]
-        return last + (f"; {worst[0]}" if worst else "")
+        return _tests(lines, last)
     rates = [line for line in lines if "TFLOP/s" in line]
     return "; ".join(rates) if rates and status == 0 else last
+
+
+def _tests(lines: list[str], last: str) -> str:
+    """What pytest counted, then the first failure or what was skipped most."""
+    failures = [line for line in lines if re.match(r"FAILED|ERROR", line)]
+    skips = [m for line in lines if (m := re.match(r"SKIPPED \[(\d+)\] \S+ (.*)", line))]
+    most = max(skips, key=lambda m: int(m[1]), default=None)
+    said = failures[:1] or ([] if most is None else [most[2]])
+    return "; ".join([last, *said])
+
+
+def state_of(stage: Stage, out: Path, status: int) -> str:
+    """One word or two. Tests that were all skipped have shown nothing."""
+    if status != 0:
+        return f"exit {status}"
+    text = (out / f"{stage.name}.txt").read_text(errors="replace")
+    return "ok" if " pytest " not in stage.command or " passed" in text else "no test"
 
 
 def pack(out: Path) -> None:
@@ -232,9 +248,9 @@ def main(arguments: list[str]) -> int:
             (out / f"{stage.name}.json").unlink(missing_ok=True)
             status, seconds = run(stage, out, limit_s)
             said = verdict(stage, out, status, limit_s)[:VERDICT_LETTERS]
-            state = "ok" if status == 0 else f"exit {status}"
+            state = state_of(stage, out, status)
             rows.append(f"{stage.name:<15} {seconds:>4.0f}s {state:<8} {said}")
-            failed |= status != 0
+            failed |= state != "ok"
             if status != 0 and stage.needed:
                 stopped = f"nothing without {stage.name}"
         print(rows[-1], flush=True)
