@@ -74,6 +74,8 @@ def change(path: str, value: Any) -> Any:
         (change("liveact_precision_policy", True), "to be 1, found True"),
         (change("activations", "fp32"), "activations to be 'bf16', found 'fp32'"),
         (change("activations", None), "activations to be 'bf16', found None"),
+        (change("sums", "quick"), "expected sums fast or full, found 'quick'"),
+        (change("sums", None), "expected sums fast or full, found None"),
         (change("threshold", 1), "expected only .*, found 'threshold'"),
         (change("measured", 1), "expected an object measured, found 1"),
         (change("layers", {}), "expected a list layers"),
