@@ -17,7 +17,7 @@ for n in 2_28 2_27 2_26 2_24 2_17 2_12 2_5; do platforms+=(--platform "manylinux
 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
   --python-version "$version" --implementation cp "${platforms[@]}" --platform manylinux2014_x86_64 \
   --dest pack/wheels "scipy-openblas32>=0.3.29,<0.4" "soxr>=0.5,<2" "ftfy>=6.2,<7" wcwidth \
-  "cachetools>=5.5,<8"
+  "cachetools>=5.5,<8" "setuptools>=77,<82"
 
 "$python" -m triton_kernels.compile --arch sm_90a --out pack/kernels
 

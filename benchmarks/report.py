@@ -2,7 +2,7 @@
 
 `python -m benchmarks report OUT` reads the JSON files that benchmarks/gpu.sh left in OUT (or in
 OUT/results.tar.gz, where only that came back). Every figure stands beside its prediction:
-predicted, measured, ratio. Writes OUT/report.md and, with matplotlib, OUT/report.png.
+predicted, measured, ratio. Writes OUT/report.txt and, with matplotlib, OUT/report.png.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def choices(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def report(out: Path) -> str:
-    """The text; written to OUT/report.md, its figure to OUT/report.png."""
+    """The text; written to OUT/report.txt, its figure to OUT/report.png."""
     results = read(out)
     stamps = dict.fromkeys(stamp(result).rsplit(", SM", 1)[0] for result in results.values())
     text = "\n".join(
@@ -95,7 +95,7 @@ def report(out: Path) -> str:
             "",
         ]
     )
-    (out / "report.md").write_text(text)
+    (out / "report.txt").write_text(text)
     compared: list[tuple[str, Figure]] = [
         (name, f) for name, r in results.items() for f in figures_of(r) if f.ratio is not None
     ]

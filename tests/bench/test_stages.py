@@ -60,6 +60,23 @@ def test_what_fails_is_said_and_the_rest_goes_on(
     assert not (tmp_path / "after.txt").exists()
 
 
+def test_what_tests_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Their count and the first failure; tests that were all skipped are no success."""
+    skipped = "SKIPPED [2] a.py:1: few; SKIPPED [30] b.py:2: no usable GPU; 32 skipped in 1 s"
+    failed = "FAILED a.py::test_x - assert 1; FAILED a.py::test_y; 2 failed, 3 passed in 1 s"
+
+    def printing(name: str, lines: str, status: int) -> Stage:
+        words = " ".join(f"'{line.strip()}'" for line in lines.split(";"))
+        return Stage(name, 20, f"printf '%s\\n' {words}; : python -m pytest x; exit {status}")
+
+    code, lines = run(
+        monkeypatch, tmp_path, printing("skips", skipped, 0), printing("fails", failed, 1)
+    )
+    assert code == 1
+    assert lines[0].endswith("no test  32 skipped in 1 s; no usable GPU")
+    assert lines[1].endswith("exit 1   2 failed, 3 passed in 1 s; FAILED a.py::test_x - assert 1")
+
+
 @pytest.mark.slow
 def test_a_stage_ends_at_its_limit_with_all_it_started(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,8 +37,11 @@ def launched(fake: FakeCuda) -> Counter[str]:
     ("ms", "chosen"),
     [(0.5 * KERNEL_MS, GLUON), (2.0 * KERNEL_MS, TRITON), (0.99 * KERNEL_MS, TRITON)],
 )
-def test_the_faster_of_the_two(fake, images, weights, ms: float, chosen: str) -> None:
-    """A gain within the noise is none."""
+def test_the_faster_of_the_two(
+    fake, images, weights, caplog: pytest.LogCaptureFixture, ms: float, chosen: str
+) -> None:
+    """A gain within the noise is none. What was chosen is in the log, once."""
+    caplog.set_level(logging.INFO, "liveact")
     fake.set_kernel_ms(GLUON, ms)
     device = open_device(fake, images)
     fake.clear()
@@ -55,6 +59,7 @@ def test_the_faster_of_the_two(fake, images, weights, ms: float, chosen: str) ->
     fake.clear()
     open_stream(device, weights)
     assert launched(fake) == {}, "a device measures once"
+    assert sum("8 96 x (72 + 96)" in record.message for record in caplog.records) == 1
 
 
 def test_what_is_measured_is_not_zero(fake, images, weights) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ def test_a_policy_survives_its_file(tmp_path: Path) -> None:
     assert open_devices("cpu", None, path).precision == given
     assert "mine.json (2 of 20 in fp8)" in open_devices("cpu", None, str(path)).reason
     assert choose_precision(given, None) is given
+    full = replace(given, sums="full")
+    assert PrecisionPolicy.read(write(tmp_path / "full.json", full.text())) == full != given
+    assert str(full).endswith("(2 of 20 in fp8, full sums)")
 
 
 def change(path: str, value: Any) -> Any:
@@ -74,6 +78,7 @@ def change(path: str, value: Any) -> Any:
         (change("liveact_precision_policy", True), "to be 1, found True"),
         (change("activations", "fp32"), "activations to be 'bf16', found 'fp32'"),
         (change("activations", None), "activations to be 'bf16', found None"),
+        (change("sums", "quick"), "expected sums fast or full, found 'quick'"),
         (change("threshold", 1), "expected only .*, found 'threshold'"),
         (change("measured", 1), "expected an object measured, found 1"),
         (change("layers", {}), "expected a list layers"),

@@ -6,6 +6,7 @@ the safetensors library mapped them; the CPU backend reads bf16 weights in place
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from liveact import _core
 from liveact.blocks import RELEASED_SLOTS, BlockClock, Slots
 from liveact.dit.precision import Precision, core_precision
 from liveact.dit.weights import DTYPE_NAMES, check_precision, open_weights
+
+_log = logging.getLogger("liveact")
 
 STEPS = 3
 MEMORIES = ("sequential", "sharded", "mean")
@@ -121,6 +124,7 @@ class DitStream:
         self.latent_size = latent_size
         self.sampler = sampler
         self.clock = BlockClock(Slots(*policy.slots))
+        known = set(dit.device.choices)
         self._stream: Any = _core.Stream(
             dit.model,
             *latent_size,
@@ -132,6 +136,9 @@ class DitStream:
             image_tokens,
             sampler,
         )
+        for call, choice in dit.device.choices.items():
+            if call not in known:
+                _log.info("%s, %s: %s", dit.device.name, call, choice)
 
     @property
     def next_block(self) -> int:

@@ -69,6 +69,17 @@ def test_warp_groups_of_the_hopper_kernel_share_nothing_but_the_ring() -> None:
         assert len(body) <= 640
 
 
+def test_the_producer_fences_every_thread_before_it_says_that_a_tile_is_there() -> None:
+    """cp.async writes through the generic proxy and wgmma reads through the other: a fence of the
+    one thread that arrives would cover its own writes only."""
+    names = compile_kernel(HOPPER, "sm_90a").instructions
+    producer = names[names.index("LDGDEPBAR") - 250 : names.index("LDGDEPBAR")]
+    copied = max(i for i, x in enumerate(producer) if x == "DEPBAR.LE")
+    fence = producer.index("FENCE.VIEW.ASYNC.S", copied)
+    arrive = next(i for i, x in enumerate(producer) if x.startswith("SYNCS.ARRIVE") and i > fence)
+    assert any(x.startswith("BAR.SYNC") for x in producer[fence:arrive])
+
+
 def test_bf16_loop_on_hopper() -> None:
     (body,) = compile_kernel("self_attention.bf16", "sm_90a").loops
     count = histogram(body)
