@@ -96,7 +96,9 @@ FIRST = (
         ),
     ),
     Stage(
-        "attention", 60, _pytest("tests/kernels/attention/test_attention_gpu.py -k 'not hopper'")
+        "attention",
+        90,
+        _pytest("tests/kernels/attention/test_attention_gpu.py -k 'not hopper and not two_fp8'"),
     ),
     Stage(
         "attention_time",
@@ -106,7 +108,7 @@ FIRST = (
     Stage("block", 120, _bench("block", f"{_MODEL} --repeat 5 {_LATENTS}")),
     Stage(
         "gluon",
-        60,
+        90,
         _pytest("tests/kernels/attention/test_attention_gpu.py -k 'hopper or two_fp8'"),
     ),
     Stage("gluon_time", 45, f"{{python}} -m tests.support.kernels.attention_gpu {GLUON}"),

@@ -124,6 +124,12 @@ def test_the_first_window_asks_first_whether_it_is_correct() -> None:
     assert names[:5] == ["install", "build", "doctor", "products", "recorded"]
     assert names.index("block") < names.index("gluon") < names.index("gluon_package")
     assert names.index("gluon_package") < names.index("block_gluon")
+    for stage in stages.FIRST[: names.index("gluon")]:
+        if "test_attention_gpu" in stage.command:
+            assert "-k 'not hopper and not two_fp8'" in stage.command
+        assert "hopper" not in stage.command.replace("not hopper", "").replace(
+            f"--leave-out {stages.GLUON}", ""
+        )
     assert f"--leave-out {stages.GLUON}" in stages.FIRST[1].command
     assert stages.BUDGET_S["first"] <= 8 * 60
 
