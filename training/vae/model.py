@@ -21,16 +21,26 @@ SMALL = VAESizes(
 def inflated(sizes: VAESizes, seed: int) -> VAE:
     """A fresh autoencoder that treats a clip, frame by frame, as it treats pictures.
 
-    What pictures never train would be random: taps for past frames start at zero, down-sampling in
-    time takes the last frame, up-sampling repeats, and each residual block starts as its shortcut.
-    (The inflation of "Quo Vadis, Action Recognition?", 2017, for causal convolutions.)
+    Taps for past frames start at zero, down-sampling in time takes the last frame, up-sampling
+    repeats, and each residual block starts as its shortcut. (The inflation of "Quo Vadis, Action
+    Recognition?", 2017, for causal convolutions.) Convolutions keep the variance and have no bias:
+    NOTE: with torch's default, which takes 1/√3 of the signal at each, nothing was learned in 80
+    steps (12.4 dB, the mean colour).
     """
     torch.manual_seed(seed)
     vae = VAE(sizes)
     with torch.no_grad():
         for module in vae.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                taps = module.weight[0].numel()
+                if isinstance(module, CausalConv3d):
+                    taps //= module.kernel_size[0]  # those of the past are zero
+                module.weight.normal_(0, taps**-0.5)
+                assert module.bias is not None
+                module.bias.zero_()
             if isinstance(module, CausalConv3d) and module.kernel_size[0] > 1:
                 module.weight[:, :, :-1] = 0
+        for module in vae.modules():  # after all convolutions: some of them are parts of these
             if isinstance(module, Downsample | Upsample) and module.time_conv is not None:
                 _pass_through(module.time_conv)
             if isinstance(module, ResidualBlock):
