@@ -66,7 +66,9 @@ AUDIO_DIM = CONFIG["num_hidden_layers"] * CONFIG["hidden_size"]
 IMAGE_DIM = IMAGE_CONFIG["dim"]
 
 
-def write_encoders(directory: Path, vae: Mapping[str, Tensor], speech: Mapping[str, Tensor]) -> None:
+def write_encoders(
+    directory: Path, vae: Mapping[str, Tensor], speech: Mapping[str, Tensor]
+) -> None:
     """All files but those of the DiT. vae, speech: by released name, any format."""
     directory.mkdir(parents=True, exist_ok=True)
     _write_pth(directory / VAE_FILE, rounded(vae))

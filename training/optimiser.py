@@ -8,6 +8,7 @@ by everything else. NOTE: with it the autoencoder learns in some 100 steps what 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +52,8 @@ class Muon(torch.optim.Optimizer):
                 parameter.sub_(group["lr"] * update)
         return None if closure is None else closure()
 
-    def _orthogonal(self, parameter: Tensor, group: dict[str, object]) -> Tensor:
-        state, momentum = self.state[parameter], float(group["momentum"])  # type: ignore[arg-type]
+    def _orthogonal(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        state, momentum = self.state[parameter], float(group["momentum"])
         gradient = parameter.grad
         assert gradient is not None
         if not state:
@@ -64,8 +65,9 @@ class Muon(torch.optim.Optimizer):
         update = orthogonalised(matrix) * (_RMS * max(rows, columns) ** 0.5)
         return update.view_as(parameter)
 
-    def _adam(self, parameter: Tensor, group: dict[str, object]) -> Tensor:
-        state, (beta1, beta2) = self.state[parameter], group["betas"]  # type: ignore[misc]
+    def _adam(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        state = self.state[parameter]
+        beta1, beta2 = group["betas"]
         gradient = parameter.grad
         assert gradient is not None
         if not state:
@@ -95,7 +97,8 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
 
 def split(module: nn.Module, hidden: Callable[[str], bool]) -> tuple[list[Tensor], list[Tensor]]:
     """The parameters for Muon (two or more dimensions, and `hidden(name)`) and the others."""
-    matrices, others = [], []
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
     for name, parameter in module.named_parameters():
         large = parameter.dim() >= 2 and parameter[0].numel() > 1
         (matrices if large and hidden(name) else others).append(parameter)

@@ -57,7 +57,8 @@ def make_clip(seed: int, frames: int, people: int) -> Clip:
     person = int(generator.integers(people)) + (HELD_OUT if held_out else 0)
     prompt = int(generator.random() < 0.3)
     if generator.random() < _SILENCE_SHARE:
-        pcm, phonemes = np.zeros(frames * 1100, np.float32), ()
+        pcm: FloatArray = np.zeros(frames * 1100, np.float32)
+        phonemes: tuple[Phoneme, ...] = ()
     else:
         pcm, phonemes = _speak(generator, frames / FPS + 0.5, held_out)
     speech = heard(_augmented(pcm, generator), 22_050, frames)
@@ -104,8 +105,7 @@ def _speak(
         utterance: Utterance = synthesise(random_text(generator, language), voice)
         pieces.append(utterance.samples)
         phonemes += [
-            Phoneme(p.symbol, p.start_s + offset_s, p.stop_s + offset_s)
-            for p in utterance.phonemes
+            Phoneme(p.symbol, p.start_s + offset_s, p.stop_s + offset_s) for p in utterance.phonemes
         ]
         offset_s += utterance.seconds
         pause = np.zeros(int(generator.uniform(0.05, 1.0) * utterance.sample_rate_hz), np.float32)

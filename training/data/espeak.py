@@ -107,7 +107,7 @@ def synthesise(text: str, voice: Voice) -> Utterance:
     def collect(samples: object, count: int, event: object) -> int:
         if samples:
             piece = np.ctypeslib.as_array(samples, (count,)) if count else np.zeros(0, np.int16)
-            pieces.append(piece.astype(np.float32) / 32768)
+            pieces.append(piece.astype(np.float32) / np.float32(32768))
         index = 0
         while event[index].type != _EVENT_LIST_TERMINATED:  # type: ignore[index]
             if event[index].type == _EVENT_PHONEME:  # type: ignore[index]
@@ -132,7 +132,7 @@ def synthesise(text: str, voice: Voice) -> Utterance:
     )
     library.espeak_Synchronize()
     samples = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-    if not len(samples) or not events:
+    if not len(samples) or not any(_bare(symbol) for _, symbol in events):
         raise ValueError(f"text: expected something to speak, found {text!r:.60}")
     return Utterance(samples, rate_hz, _phonemes(events, len(samples), rate_hz))
 

@@ -76,7 +76,7 @@ def identity(seed: int) -> Identity:
         back=_varied(pick(_BACKS), g, 0.02),
         hair_style=hair_style,
         pattern=pattern,
-        glasses=("none", "none", "round", "square")[int(g.integers(4))],  # type: ignore[arg-type]
+        glasses=("none", "none", "round", "square")[int(g.integers(4))],
         glasses_color=pick(("22262e", "7a3b1e", "2f4b7c", "8c2f39")),
         ear_rings=bool(g.random() < 0.45),
         freckles=bool(g.random() < 0.25),

@@ -20,7 +20,7 @@ from training.data.shapes import Canvas, arc, blank, box, ellipse, glow, segment
 
 INSIDE: Color = (0.27, 0.06, 0.09)  # of the mouth
 TOOTH: Color = (0.97, 0.96, 0.93)
-_TONGUE: Color = (0.80, 0.36, 0.38)
+TONGUE: Color = (0.80, 0.36, 0.38)
 _WHITE: Color = (0.99, 0.99, 0.98)
 _GOLD: Color = (0.96, 0.78, 0.25)
 
@@ -64,9 +64,7 @@ def draw(person: Identity, motion: Tensor, size: int = 128) -> Tensor:
     still = Canvas(still.picture, still.x * _ZOOM, still.y * _ZOOM, still.pixel * _ZOOM)
     _background(still, person)
     frames = len(motion)
-    canvas = Canvas(
-        still.picture.repeat(frames, 1, 1, 1), still.x, still.y, still.pixel
-    )
+    canvas = Canvas(still.picture.repeat(frames, 1, 1, 1), still.x, still.y, still.pixel)
     dx, dy = _head(motion)
     head = canvas.moved(dx, dy + _FACE_Y)
     _hair_behind(head, person)
@@ -274,7 +272,7 @@ def _mouth(canvas: Canvas, person: Identity, motion: Tensor) -> None:
     gap = torch.maximum(torch.maximum(top - y, y - bottom) / steep, (u.abs() - 1) * half)
     c.fill(INSIDE, gap)
     tongue = ellipse(x, y, cx, cy + down * 1.05, half * 0.62, 0.03 + 0.5 * down)
-    c.fill(_TONGUE, torch.maximum(gap, tongue))
+    c.fill(TONGUE, torch.maximum(gap, tongue))
     edge = top + (0.012 + 0.03 * teeth) * (up + down).clamp(0, 0.06) / 0.06
     c.fill(TOOTH, torch.maximum(gap, y - edge), 0.15 + 0.85 * teeth)
     line = torch.maximum((y - middle).abs() - 0.008, (u.abs() - 1.02) * half)

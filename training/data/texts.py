@@ -59,26 +59,26 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "Vorrei una bottiglia d'acqua e un bicchiere di vino.",
     ),
 }
-WORDS = (
-    "apple banana people mother father open above below summer winter family paper butter happy "
-    "maybe number remember moment movie music water window yellow beautiful wonderful problem "
-    "company computer picture camera animal elephant umbrella balloon mountain valley river ocean "
-    "morning evening before after between about again always never sometimes follow hello goodbye "
-    "thank welcome friend neighbour village city garden flower bird fish horse monkey tomato potato "
-    "coffee tea milk bread cheese pepper sugar salt knife fork spoon table chair house mouse moon "
-    "sun star cloud rain snow storm thunder fire earth air wood stone iron gold silver blue green "
-    "red orange purple white black brown pink five seven eight nine eleven fifty million first "
-    "second third early late quick slow big small wide narrow long short far near high low why how "
-    "where when who what which whose this that these those bubble pebble mumble jump bump map mop "
-    "bomb pump five heavy very over ever value voice fox fuzzy wow we away one once whale"
-).split()
+_WORDS = """
+apple banana people mother father open above below summer winter family paper butter happy
+maybe number remember moment movie music water window yellow beautiful wonderful problem
+company computer picture camera animal elephant umbrella balloon mountain valley river ocean
+morning evening before after between about again always never sometimes follow hello goodbye
+thank welcome friend neighbour village city garden flower bird fish horse monkey tomato potato
+coffee tea milk bread cheese pepper sugar salt knife fork spoon table chair house mouse moon
+sun star cloud rain snow storm thunder fire earth air wood stone iron gold silver blue green
+red orange purple white black brown pink five seven eight nine eleven fifty million first
+second third early late quick slow big small wide narrow long short far near high low why how
+where when who what which whose this that these those bubble pebble mumble jump bump map mop
+bomb pump five heavy very over ever value voice fox fuzzy wow we away one once whale
+"""
 
 
 def random_text(generator: np.random.Generator, language: str) -> str:
     """A sentence of the list, or in English half of the time six to twelve words in any order."""
     if language == "en" and generator.random() < 0.6:
         count = int(generator.integers(6, 13))
-        words = [str(word) for word in generator.choice(WORDS, count)]
+        words = [str(word) for word in generator.choice(_WORDS.split(), count)]
         if generator.random() < 0.5:
             words[count // 2] += ","
         return " ".join(words).capitalize() + "."

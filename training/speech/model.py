@@ -111,16 +111,14 @@ class SpeechEncoder(nn.Module):
         hidden, eps = config["hidden_size"], config["layer_norm_eps"]
         widths, taps = config["conv_dim"], config["num_conv_pos_embeddings"]
         fan_ins = [1, *widths[:-1]]
-        self.feature_extractor = nn.ModuleDict(
-            {
-                "conv_layers": nn.ModuleList(
-                    _Convolution(fan_in, out, kernel, index == 0)
-                    for index, (fan_in, out, kernel) in enumerate(
-                        zip(fan_ins, widths, config["conv_kernel"], strict=True)
-                    )
-                )
-            }
-        )
+        # In lists, so that they are registered once, under the released names.
+        self._convolutions = [
+            _Convolution(fan_in, out, kernel, index == 0)
+            for index, (fan_in, out, kernel) in enumerate(
+                zip(fan_ins, widths, config["conv_kernel"], strict=True)
+            )
+        ]
+        self.feature_extractor = nn.ModuleDict({"conv_layers": nn.ModuleList(self._convolutions)})
         self.feature_projection = nn.ModuleDict(
             {
                 "layer_norm": nn.LayerNorm(widths[-1], eps),
@@ -134,15 +132,13 @@ class SpeechEncoder(nn.Module):
             padding=taps // 2,
             groups=config["num_conv_pos_embedding_groups"],
         )
+        self._positions = [nn.utils.parametrizations.weight_norm(positions, dim=2)]
+        self._layers = [_Layer(config) for _ in range(config["num_hidden_layers"])]
         self.encoder = nn.ModuleDict(
             {
-                "pos_conv_embed": nn.ModuleDict(
-                    {"conv": nn.utils.parametrizations.weight_norm(positions, dim=2)}
-                ),
+                "pos_conv_embed": nn.ModuleDict({"conv": self._positions[0]}),
                 "layer_norm": nn.LayerNorm(hidden, eps),
-                "layers": nn.ModuleList(
-                    _Layer(config) for _ in range(config["num_hidden_layers"])
-                ),
+                "layers": nn.ModuleList(self._layers),
             }
         )
 
@@ -151,19 +147,19 @@ class SpeechEncoder(nn.Module):
         wide = samples.double()
         variance, mean = torch.var_mean(wide, dim=1, correction=0, keepdim=True)
         x = ((wide - mean) / torch.sqrt(variance + 1e-7)).float().unsqueeze(1)
-        layers = self.feature_extractor["conv_layers"]
-        for layer, stride in zip(layers, self.config["conv_stride"], strict=True):  # type: ignore[arg-type]
-            x = F.conv1d(x, layer.conv.weight, stride=stride)
-            if layer.layer_norm is not None:
-                x = layer.layer_norm(x)
+        strides = self.config["conv_stride"]
+        for convolution, stride in zip(self._convolutions, strides, strict=True):
+            x = F.conv1d(x, convolution.conv.weight, stride=stride)
+            if convolution.layer_norm is not None:
+                x = convolution.layer_norm(x)
             x = F.gelu(x)
         x = F.interpolate(x, size=features, mode="linear", align_corners=True).transpose(1, 2)
         x = self.feature_projection["projection"](self.feature_projection["layer_norm"](x))
-        positions = self.encoder["pos_conv_embed"]["conv"](x.transpose(1, 2))  # type: ignore[index]
+        positions = self._positions[0](x.transpose(1, 2))
         x = x + F.gelu(positions[..., : x.shape[1]]).transpose(1, 2)
         x = self.encoder["layer_norm"](x)
         outputs = []
-        for layer in self.encoder["layers"]:  # type: ignore[union-attr]
+        for layer in self._layers:
             x = layer(x)
             outputs.append(x)
         return torch.stack(outputs, dim=2)

@@ -50,9 +50,7 @@ class SpeechTrainer(nn.Module):
         return self.read_out(self.encoder(samples, features)[:, :, -1])
 
 
-def draw_windows(
-    clips: Clips, batch: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def draw_windows(clips: Clips, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Samples [B, 640 * n] and targets [B, n, 7] of windows of one random length n."""
     n = _LENGTHS[int(torch.randint(len(_LENGTHS), (), generator=generator))]
     n = min(n, clips.motion.shape[1])
@@ -80,9 +78,7 @@ def correlations(trainer: SpeechTrainer, clips: Clips) -> dict[str, float]:
         )
     truth = torch.from_numpy(clips.motion[:, :n, : len(TARGETS)])
     pairs = torch.stack([said[:, -36:], truth[:, -36:] / SCALE]).flatten(1, 2)  # [2, N * 36, 7]
-    return {
-        name: float(torch.corrcoef(pairs[:, :, i])[0, 1]) for i, name in enumerate(TARGETS)
-    }
+    return {name: float(torch.corrcoef(pairs[:, :, i])[0, 1]) for i, name in enumerate(TARGETS)}
 
 
 def train_speech(

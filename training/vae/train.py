@@ -43,7 +43,7 @@ class VaeSettings:
 
 
 PICTURES = VaeSettings()
-CLIPS = VaeSettings(steps=1500, batch=2, frames=17, rate=1e-3, warmup=60)
+CLIPS = VaeSettings(steps=900, batch=2, frames=17, rate=1e-3, warmup=60)
 
 
 class Pool:
@@ -110,7 +110,11 @@ def vae_loss(vae: VAE, video: Tensor, settings: VaeSettings) -> tuple[Tensor, di
     pull = mean.square().mean()
     loss = pixel + settings.edge_weight * edges + settings.latent_pull * pull
     mse = float((made.clamp(-1, 1) - video).square().mean().detach()) / 4
-    return loss, {"loss": float(loss.detach()), "psnr": psnr(mse), "latent": float(pull.detach()) ** 0.5}
+    return loss, {
+        "loss": float(loss.detach()),
+        "psnr": psnr(mse),
+        "latent": float(pull.detach()) ** 0.5,
+    }
 
 
 def psnr(mse: float) -> float:
@@ -122,9 +126,9 @@ def channels_last(module: nn.Module) -> None:
     """Lays the weights of convolutions out as bf16 convolutions on a CPU want them."""
     for part in module.modules():
         if isinstance(part, nn.Conv3d):
-            part.to(memory_format=torch.channels_last_3d)
+            part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last_3d)
         elif isinstance(part, nn.Conv2d):
-            part.to(memory_format=torch.channels_last)
+            part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def train_vae(
