@@ -53,7 +53,8 @@ def learning_rate(step: int, peak: float, warmup: int, steps: int, floor: float 
 class Run:
     """The state of one stage in a directory; it goes on from there if there is one.
 
-    Raises ValueError where the directory holds the state of other settings.
+    Raises ValueError where the directory holds the state of other settings. Only `steps` may
+    change: a training that is over can be made longer.
     """
 
     def __init__(
@@ -138,10 +139,9 @@ class Run:
 
     def _resume(self) -> None:
         state = torch.load(self.state_file, weights_only=True)
-        if state["settings"] != self.settings:
-            raise ValueError(
-                f"{self.state_file}: expected settings {self.settings}, found {state['settings']}"
-            )
+        found = state["settings"] | {"steps": self.settings.get("steps")}
+        if found != self.settings | {"steps": self.settings.get("steps")}:
+            raise ValueError(f"{self.state_file}: expected {self.settings}, found {found}")
         self.step, self.seconds = state["step"], state["seconds"]
         self.module.load_state_dict(state["module"])
         self.average.values = state["average"]

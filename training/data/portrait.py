@@ -90,7 +90,7 @@ def _figure_mouth(person: Identity, motion: Tensor) -> Mouth:
         half_width=width * (1 - 0.08 * opening),
         up=MOUTH_OPENING * 0.62 * opening,
         down=MOUTH_OPENING * 1.38 * opening,
-        lift=0.055 * m["smile"],
+        lift=0.016 + 0.045 * m["smile"],
     )
 
 

@@ -25,6 +25,7 @@ from training.data.clips import PROMPTS, Clips
 from training.data.identity import identity
 from training.data.motion import COLUMNS
 from training.data.portrait import draw
+from training.vae.train import channels_last
 
 HISTORY = 100  # features before a block that the encoder hears: 4 s, as `AudioFrontEnd` does
 CONDITION_FRAMES = RELEASED_CLOCK.condition_frames
@@ -112,7 +113,8 @@ def windows_of(rows: Tensor, block: int, layout: Layout | None = None) -> Tensor
 @torch.no_grad()
 def encode_clips(clips: Clips, chosen: list[int], checkpoint: Path, blocks: int) -> Examples:
     """The examples of some clips, with the encoders in a checkpoint directory."""
-    vae = load_vae(checkpoint)
+    vae, fast = load_vae(checkpoint), load_vae(checkpoint)
+    channels_last(fast)
     image_encoder = ImageEncoder.load(checkpoint)
     audio_encoder = AudioEncoder.load(checkpoint / WAV2VEC_DIRECTORY)
     text_encoder = TextEncoder.load(checkpoint)
@@ -126,7 +128,9 @@ def encode_clips(clips: Clips, chosen: list[int], checkpoint: Path, blocks: int)
     frames = RELEASED_CLOCK.video_frames(blocks - 1).stop
     for count, i in enumerate(chosen):
         video = clips[i].frames(0, frames).movedim(0, 1)[None] * 2 - 1
-        latents.append(vae.encode(video)[0].half())
+        with torch.autocast("cpu", torch.bfloat16):  # twice as fast; 1 % of noise on the target
+            video = video.contiguous(memory_format=torch.channels_last_3d)
+            latents.append(fast.encode(video)[0].half())
         audio.append(streamed_features(audio_encoder, torch.from_numpy(clips.speech[i]), blocks))
         if count % 20 == 19:
             print(f"encoded {count + 1} of {len(chosen)} clips", flush=True)

@@ -154,6 +154,7 @@ def train_dit(examples: Examples, directory: Path, settings: DitSettings, stop_a
     """Trains, or goes on training, until `settings.steps` or the time `stop_at` (of `time.time`);
     returns the averaged DiT."""
     dit = fresh_dit(settings.seed)
+    dit.narrow_rotation()
     optimiser = Muon(*split(dit, hidden_matrix), weight_decay=1e-3)
     run = Run(directory, dit, optimiser, asdict(settings), decay=0.995)
     generator = torch.Generator().manual_seed(settings.seed + 7919 * run.step)

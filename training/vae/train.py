@@ -43,11 +43,11 @@ class VaeSettings:
 
 
 PICTURES = VaeSettings()
-CLIPS = VaeSettings(steps=900, batch=2, frames=17, rate=1e-3, warmup=60)
+CLIPS = VaeSettings(steps=800, batch=2, frames=17, rate=1e-3, warmup=60)
 
 
 class Pool:
-    """Pictures of many clips, held as bytes, some of them replaced at every draw."""
+    """Pictures of many clips, held as bytes, one of them replaced at every fourth draw or so."""
 
     def __init__(self, clips: Clips, size: int, frames: int, seed: int) -> None:
         self._clips, self._frames = clips, frames
@@ -70,7 +70,8 @@ class Pool:
 
     def draw(self, batch: int, frames: int, crop: int) -> Tensor:
         """[batch, 3, frames, crop, crop] in [-1, 1]."""
-        self._fill(self._integer(len(self.pictures)))
+        if self._integer(4) == 0:
+            self._fill(self._integer(len(self.pictures)))
         out = []
         for _ in range(batch):
             slot = self._integer(len(self.pictures))
@@ -147,7 +148,8 @@ def train_vae(
     channels_last(vae)
     optimiser = Muon(*split(vae, lambda _: True), weight_decay=1e-3)
     run = Run(directory, vae, optimiser, asdict(settings), decay=0.99)
-    pictures = Pool(clips, pool, max(33, settings.frames), settings.seed + run.step)
+    if run.step < settings.steps:
+        pictures = Pool(clips, pool, max(33, settings.frames), settings.seed + run.step)
     while run.step < settings.steps:
         run.set_rate(learning_rate(run.step, settings.rate, settings.warmup, settings.steps))
         video = pictures.draw(settings.batch, settings.frames, settings.crop)
