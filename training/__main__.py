@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
 
 from training import stages
+from training.data.clips import HELD_OUT
 from training.dit.train import DitSettings
+from training.quality import lip_sync
 from training.speech.train import SpeechSettings
 
 
@@ -36,6 +39,10 @@ def main() -> None:
     dit.add_argument("--minutes", type=float, default=1e6, help="stop and write after these")
     export = commands.add_parser("export", help="copy the checkpoint")
     export.add_argument("--out", type=Path, default=Path("examples/talker"), help="%(default)s")
+    quality = commands.add_parser("quality", help="measure lip synchronisation with the engine")
+    quality.add_argument("--checkpoint", type=Path, default=Path("examples/talker"))
+    quality.add_argument("--people", type=int, nargs="+", default=[13, 2, 60, HELD_OUT + 5])
+    quality.add_argument("--out", type=Path, help="JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     _run(arguments)
@@ -58,6 +65,10 @@ def _run(a: argparse.Namespace) -> None:
         stages.train_transformer(a.work, settings, a.minutes)
     elif a.stage == "export":
         stages.export(a.work, a.out)
+    elif a.stage == "quality":
+        rows = lip_sync(a.checkpoint, a.people)
+        if a.out is not None:
+            a.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

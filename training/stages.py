@@ -106,7 +106,7 @@ def encode(work: Path, count: int, blocks: int) -> None:
 def train_transformer(work: Path, settings: DitSettings, minutes: float) -> None:
     """The DiT, for some minutes or to the end; then its weights beside the encoders'."""
     examples = Examples.load(work / "examples.pt")
-    dit = train_dit(examples, work / "dit", settings, time.time() + 60 * minutes)
+    dit = train_dit(examples, work / "dit", settings, stop_at=time.time() + 60 * minutes)
     write_dit(work / "checkpoint", dit.state_dict())
     plot(work / "dit" / "log.jsonl", work / "dit" / "curves.png")
 

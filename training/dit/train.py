@@ -12,10 +12,12 @@ no distillation: what it cannot predict it blurs, and `data.motion` leaves nothi
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +34,19 @@ STEPS = len(SIGMAS) - 1
 
 @dataclass(frozen=True)
 class DitSettings:
-    """How the DiT is trained. first_step_every: training steps from one with a gradient in step 0
-    (which hears nothing, so that there is little to learn) to the next."""
+    """How the DiT is trained.
+
+    first_step_every: training steps from one that makes step 0 too (which hears nothing, so that
+    there is little to learn) to the next; in between the portrait stands for its result, of which
+    re-noising leaves 6 %. blocks: of a training step; of each `long_every`th all that the examples
+    have, so that the memory is trained.
+    """
 
     seed: int = 0
     steps: int = 3000
     batch: int = 4
-    blocks: int = 3
+    blocks: int = 2
+    long_every: int = 3
     rate: float = 2e-3
     warmup: int = 40
     motion_weight: float = 4.0
@@ -58,11 +66,11 @@ class Batch:
     windows: list[Tensor]
 
 
-def fresh_dit(seed: int) -> DiT:
+def fresh_dit(seed: int, config: Mapping[str, Any] = DIT_CONFIG) -> DiT:
     """A DiT whose layers add nothing yet: projections into the residual stream are zero, gates one,
     shifts and scales zero, and the memory is the mean of its five latent frames."""
     torch.manual_seed(seed)
-    dit = DiT(DIT_CONFIG, clip_dim=IMAGE_DIM, audio_dim=AUDIO_DIM)
+    dit = DiT(config, clip_dim=IMAGE_DIM, audio_dim=AUDIO_DIM)
     with torch.no_grad():
         for name, parameter in dit.named_parameters():
             if name.endswith(("attn.o.weight", "attn.proj.weight", "ffn.2.weight", "bias")):
@@ -124,11 +132,16 @@ def motion_weights(batch: Batch, weight: float) -> list[Tensor]:
 def rollout(
     dit: DiT, batch: Batch, settings: DitSettings, trained: tuple[int, ...]
 ) -> Iterator[tuple[int, Tensor]]:
-    """The three steps of all blocks from fresh noise: the loss of each, with a gradient for those
-    in `trained`."""
+    """The steps of all blocks from fresh noise: the loss of each, with a gradient for those in
+    `trained`. Without step 0 among them it is left out, and the portrait is its result."""
     weights = motion_weights(batch, settings.motion_weight)
     noisy = [torch.randn_like(latent) for latent in batch.latents]
-    for step in range(STEPS):
+    first = 0 if not trained or 0 in trained else 1
+    if first:
+        portrait = batch.y[:, 4:, :1]
+        sigma = SIGMAS[first]
+        noisy = [(1 - sigma) * portrait + sigma * noise for noise in noisy]
+    for step in range(first, STEPS):
         with (
             torch.set_grad_enabled(step in trained and torch.is_grad_enabled()),
             torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"),
@@ -150,21 +163,29 @@ def hidden_matrix(name: str) -> bool:
     )
 
 
-def train_dit(examples: Examples, directory: Path, settings: DitSettings, stop_at: float) -> DiT:
+def train_dit(
+    examples: Examples,
+    directory: Path,
+    settings: DitSettings,
+    *,
+    stop_at: float = math.inf,
+    config: Mapping[str, Any] = DIT_CONFIG,
+) -> DiT:
     """Trains, or goes on training, until `settings.steps` or the time `stop_at` (of `time.time`);
     returns the averaged DiT."""
-    dit = fresh_dit(settings.seed)
+    dit = fresh_dit(settings.seed, config)
     dit.narrow_rotation()
     optimiser = Muon(*split(dit, hidden_matrix), weight_decay=1e-3)
     run = Run(directory, dit, optimiser, asdict(settings), decay=0.995)
     generator = torch.Generator().manual_seed(settings.seed + 7919 * run.step)
     held_out = max(4, len(examples.person) // 20)
-    held = draw_batch(examples, torch.arange(min(4, held_out)), settings.blocks)
+    held = draw_batch(examples, torch.arange(min(4, held_out)), examples.blocks)
     while run.step < settings.steps and time.time() < stop_at:
         run.set_rate(learning_rate(run.step, settings.rate, settings.warmup, settings.steps))
         count = len(examples.person) - held_out
         chosen = held_out + torch.randint(count, (settings.batch,), generator=generator)
-        batch = draw_batch(examples, chosen, settings.blocks)
+        long = run.step % settings.long_every == 0
+        batch = draw_batch(examples, chosen, examples.blocks if long else settings.blocks)
         trained = (0, 1, 2) if run.step % settings.first_step_every == 0 else (1, 2)
         losses = dict(rollout(dit, batch, settings, trained))
         norm = run.stepped(torch.stack([losses[step] for step in trained]).sum())

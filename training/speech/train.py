@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from liveact.audio.chain import SAMPLES_PER_FEATURE
 from training.data.clips import Clips
 from training.data.motion import COLUMNS
+from training.optimiser import Muon, split
 from training.run import Run, learning_rate
 from training.speech.model import SpeechEncoder
 
@@ -33,7 +34,7 @@ class SpeechSettings:
     seed: int = 0
     steps: int = 1500
     batch: int = 8
-    rate: float = 2e-3
+    rate: float = 4e-3
     warmup: int = 50
 
 
@@ -87,7 +88,7 @@ def train_speech(
     """Trains, or goes on training, to `settings.steps`; returns the averaged encoder."""
     torch.manual_seed(settings.seed)
     trainer = SpeechTrainer()
-    optimiser = torch.optim.AdamW(trainer.parameters(), lr=0.0, betas=(0.9, 0.98))
+    optimiser = Muon(*split(trainer, lambda name: "encoder.layers" in name or ".conv." in name))
     run = Run(directory, trainer, optimiser, asdict(settings), decay=0.99)
     generator = torch.Generator().manual_seed(settings.seed + 7919 * run.step)
     while run.step < settings.steps:
@@ -96,7 +97,7 @@ def train_speech(
         said = trainer(samples, targets.shape[1])
         loss = (said - targets).square().mean()
         norm = run.stepped(loss)
-        if run.step % 250 == 0 or run.step == settings.steps:
+        if run.step % 100 == 0 or run.step == settings.steps:
             trainer.eval()
             run.report(loss=float(loss.detach()), gradient=norm, **correlations(trainer, held_out))
             trainer.train()
