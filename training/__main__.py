@@ -37,6 +37,8 @@ def main() -> None:
     dit.add_argument("--steps", type=int, default=DitSettings.steps, help="%(default)s")
     dit.add_argument("--batch", type=int, default=DitSettings.batch, help="%(default)s")
     dit.add_argument("--minutes", type=float, default=1e6, help="stop and write after these")
+    polish = commands.add_parser("polish", help="train the decoder on; latents stay as they are")
+    polish.add_argument("--minutes", type=float, default=1e6, help="stop and write after these")
     export = commands.add_parser("export", help="copy the checkpoint")
     export.add_argument("--out", type=Path, default=Path("examples/talker"), help="%(default)s")
     quality = commands.add_parser("quality", help="measure lip synchronisation with the engine")
@@ -63,6 +65,8 @@ def _run(a: argparse.Namespace) -> None:
     elif a.stage == "dit":
         settings = DitSettings(steps=a.steps, batch=a.batch)
         stages.train_transformer(a.work, settings, a.minutes)
+    elif a.stage == "polish":
+        stages.polish(a.work, a.minutes)
     elif a.stage == "export":
         stages.export(a.work, a.out)
     elif a.stage == "quality":

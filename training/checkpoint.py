@@ -71,7 +71,7 @@ def write_encoders(
 ) -> None:
     """All files but those of the DiT. vae, speech: by released name, any format."""
     directory.mkdir(parents=True, exist_ok=True)
-    _write_pth(directory / VAE_FILE, rounded(vae))
+    write_vae(directory, vae)
     _write_pth(directory / TEXT_FILE, random_text_encoder(TEXT_CONFIG, ENCODER_SEED))
     write_json(directory / TEXT_CONFIG_FILE, TEXT_CONFIG)
     _write_pth(directory / IMAGE_FILE, random_image_encoder(IMAGE_CONFIG, ENCODER_SEED))
@@ -83,6 +83,11 @@ def write_encoders(
     write_json(audio / WAV2VEC_CONFIG_FILE, CONFIG)
     write_json(audio / WAV2VEC_PREPROCESSOR_FILE, PREPROCESSOR)
     (audio / WAV2VEC_WEIGHTS_FILES[0]).write_bytes(save(rounded(speech), {"format": "pt"}))
+
+
+def write_vae(directory: Path, vae: Mapping[str, Tensor]) -> None:
+    """The autoencoder. vae: by released name."""
+    _write_pth(directory / VAE_FILE, rounded(vae))
 
 
 def write_dit(directory: Path, dit: Mapping[str, Tensor]) -> None:

@@ -96,10 +96,12 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 def split(module: nn.Module, hidden: Callable[[str], bool]) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters for Muon (two or more dimensions, and `hidden(name)`) and the others."""
+    """The parameters with a gradient: for Muon (two dimensions or more, `hidden(name)`), others."""
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         large = parameter.dim() >= 2 and parameter[0].numel() > 1
         (matrices if large and hidden(name) else others).append(parameter)
     return matrices, others

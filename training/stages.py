@@ -13,18 +13,18 @@ import torch
 from PIL import Image
 
 from reference import VAE
-from training.checkpoint import write_dit, write_encoders
+from training.checkpoint import write_dit, write_encoders, write_vae
 from training.data.clips import HELD_OUT, Clips, make_clips
 from training.data.identity import identity
 from training.data.motion import COLUMNS
 from training.data.portrait import draw
-from training.dit.examples import Examples, encode_clips
+from training.dit.examples import Examples, encode_clips, load_vae
 from training.dit.train import DitSettings, train_dit
 from training.run import plot
 from training.speech.model import SpeechEncoder
 from training.speech.train import SpeechSettings, correlations, train_speech
 from training.vae.model import SMALL, fold_normalisation, inflated, raw_moments
-from training.vae.train import CLIPS, PICTURES, train_vae
+from training.vae.train import CLIPS, PICTURES, POLISH, train_vae
 
 FRAMES = 149  # of a clip: five blocks and 7.45 s
 PEOPLE = 160
@@ -94,6 +94,16 @@ def export_encoders(work: Path) -> Path:
     speech.load_state_dict(own)
     write_encoders(work / "checkpoint", vae.state_dict(), speech.state_dict())
     return work / "checkpoint"
+
+
+def polish(work: Path, minutes: float) -> None:
+    """Trains the decoder of the checkpoint on, with its latents as they are."""
+    vae = load_vae(work / "checkpoint")
+    stop_at = time.time() + 60 * minutes
+    clips = Clips.load(work / "clips.npz")
+    vae = train_vae(clips, work / "vae_polish", POLISH, start=vae, stop_at=stop_at)
+    write_vae(work / "checkpoint", vae.state_dict())
+    plot(work / "vae_polish" / "log.jsonl", work / "vae_polish" / "curves.png")
 
 
 def encode(work: Path, count: int, blocks: int) -> None:

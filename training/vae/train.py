@@ -11,6 +11,8 @@ tolerate what a sampler gets wrong.
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,7 +29,11 @@ from training.vae.model import SMALL, inflated, raw_decode, raw_moments
 
 @dataclass(frozen=True)
 class VaeSettings:
-    """How the autoencoder is trained. crop: side of the training crops, in pixels."""
+    """How the autoencoder is trained.
+
+    crop: side of the training crops, in pixels. polish: the latents are normalised already and stay
+    what they are, so that what was trained on them stays valid; only the decoder learns.
+    """
 
     seed: int = 0
     steps: int = 1000
@@ -40,10 +46,12 @@ class VaeSettings:
     motion_weight: float = 3.0
     edge_weight: float = 0.5
     latent_pull: float = 1e-4
+    polish: bool = False
 
 
 PICTURES = VaeSettings()
 CLIPS = VaeSettings(steps=800, batch=2, frames=17, rate=1e-3, warmup=60)
+POLISH = VaeSettings(steps=2000, batch=2, frames=17, rate=1e-3, latent_noise=0.05, polish=True)
 
 
 class Pool:
@@ -98,9 +106,10 @@ class Pool:
 def vae_loss(vae: VAE, video: Tensor, settings: VaeSettings) -> tuple[Tensor, dict[str, float]]:
     """The training loss of clips [B, 3, T, H, W], and its parts."""
     with torch.autocast("cpu", torch.bfloat16):
-        mean = raw_moments(vae, video)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not settings.polish):
+            mean = vae.encode(video) if settings.polish else raw_moments(vae, video)
         noisy = mean + settings.latent_noise * torch.randn_like(mean)
-        made = raw_decode(vae, noisy)
+        made = vae.decode(noisy) if settings.polish else raw_decode(vae, noisy)
     made, mean = made.float(), mean.float()
     error = (made - video).abs()
     change = torch.zeros_like(video[:, :1])
@@ -139,18 +148,23 @@ def train_vae(
     *,
     start: VAE | None = None,
     pool: int = 96,
+    stop_at: float = math.inf,
 ) -> VAE:
-    """Trains, or goes on training, to `settings.steps`; returns the averaged autoencoder.
+    """Trains, or goes on training, to `settings.steps` or the time `stop_at` (of `time.time`);
+    returns the averaged autoencoder.
 
     start: what a fresh training begins from and changes; None: an inflated initialisation.
     """
     vae = inflated(SMALL, settings.seed) if start is None else start
     channels_last(vae)
+    if settings.polish:
+        vae.encoder.requires_grad_(False)
+        vae.conv1.requires_grad_(False)
     optimiser = Muon(*split(vae, lambda _: True), weight_decay=1e-3)
     run = Run(directory, vae, optimiser, asdict(settings), decay=0.99)
     if run.step < settings.steps:
         pictures = Pool(clips, pool, max(33, settings.frames), settings.seed + run.step)
-    while run.step < settings.steps:
+    while run.step < settings.steps and time.time() < stop_at:
         run.set_rate(learning_rate(run.step, settings.rate, settings.warmup, settings.steps))
         video = pictures.draw(settings.batch, settings.frames, settings.crop)
         video = video.contiguous(memory_format=torch.channels_last_3d)
