@@ -36,6 +36,8 @@ def main() -> None:
     dit = commands.add_parser("dit", help="train the DiT and write it")
     dit.add_argument("--steps", type=int, default=DitSettings.steps, help="%(default)s")
     dit.add_argument("--batch", type=int, default=DitSettings.batch, help="%(default)s")
+    dit.add_argument("--rate", type=float, default=DitSettings.rate, help="%(default)s")
+    dit.add_argument("--on-policy", action="store_true", help="the whole sampler, to finish with")
     dit.add_argument("--minutes", type=float, default=1e6, help="stop and write after these")
     polish = commands.add_parser("polish", help="train the decoder on; latents stay as they are")
     polish.add_argument("--minutes", type=float, default=1e6, help="stop and write after these")
@@ -63,7 +65,7 @@ def _run(a: argparse.Namespace) -> None:
         stages.export_encoders(a.work)
         stages.encode(a.work, a.clips, a.blocks)
     elif a.stage == "dit":
-        settings = DitSettings(steps=a.steps, batch=a.batch)
+        settings = DitSettings(steps=a.steps, batch=a.batch, rate=a.rate, on_policy=a.on_policy)
         stages.train_transformer(a.work, settings, a.minutes)
     elif a.stage == "polish":
         stages.polish(a.work, a.minutes)

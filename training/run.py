@@ -53,8 +53,9 @@ def learning_rate(step: int, peak: float, warmup: int, steps: int, floor: float 
 class Run:
     """The state of one stage in a directory; it goes on from there if there is one.
 
-    Raises ValueError where the directory holds the state of other settings. Only `steps` may
-    change: a training that is over can be made longer.
+    changeable: settings that may be others when it goes on, such as its length.
+
+    Raises ValueError where the directory holds the state of other settings.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Run:
         *,
         decay: float = 0.999,
         save_every_s: float = 60.0,
+        changeable: frozenset[str] = frozenset({"steps"}),
     ) -> None:
         self.directory, self.module, self.optimiser = directory, module, optimiser
         self.settings, self.step, self.seconds = dict(settings), 0, 0.0
@@ -74,7 +76,7 @@ class Run:
         self._begun = time.monotonic()
         directory.mkdir(parents=True, exist_ok=True)
         if self.state_file.exists():
-            self._resume()
+            self._resume(changeable)
         torch.manual_seed(int(settings.get("seed", 0)) + self.step)
 
     @property
@@ -137,11 +139,14 @@ class Run:
         torch.save(state, partial)
         partial.replace(self.state_file)
 
-    def _resume(self) -> None:
+    def _resume(self, changeable: frozenset[str]) -> None:
         state = torch.load(self.state_file, weights_only=True)
-        found = state["settings"] | {"steps": self.settings.get("steps")}
-        if found != self.settings | {"steps": self.settings.get("steps")}:
-            raise ValueError(f"{self.state_file}: expected {self.settings}, found {found}")
+        expected, found = (
+            {name: value for name, value in settings.items() if name not in changeable}
+            for settings in (self.settings, state["settings"])
+        )
+        if found != expected:
+            raise ValueError(f"{self.state_file}: expected {expected}, found {found}")
         self.step, self.seconds = state["step"], state["seconds"]
         self.module.load_state_dict(state["module"])
         self.average.values = state["average"]

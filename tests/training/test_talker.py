@@ -41,7 +41,9 @@ def test_the_demo_makes_a_film_of_its_speech(run: Run, tmp_path: Path) -> None:
         video, sound = container.streams.video[0], container.streams.audio[0]
         frames = sum(1 for _ in container.decode(video))
         assert (video.width, video.height) == (128, 128)
-        assert frames / 20 == pytest.approx(float((sound.duration or 0) * (sound.time_base or 0)), abs=0.1)
+        assert frames / 20 == pytest.approx(
+            float((sound.duration or 0) * (sound.time_base or 0)), abs=0.1
+        )
 
 
 @pytest.mark.slow

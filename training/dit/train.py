@@ -1,10 +1,14 @@
-"""Trains the DiT on what the runtime does: block by block, at the three noise levels, on-policy.
+"""Trains the DiT on what the runtime does: block by block, at the three noise levels.
 
-A training step is a batch of sessions. Step 0 of all their blocks is denoised, then step 1, then
-step 2, each from the re-noised result of the one before, as in inference; a block's keys at a step
-come from the previous block at the same step (Neighbor Forcing, eq. 2-5 of the paper), so the
-gradient of a block reaches the blocks before it through the cached keys and, from the third block
-on, through the taps of the memory (eq. 6-7). Between the steps it is cut.
+A block's keys at a step come from the previous block at the same step (Neighbor Forcing, eq. 2-5
+of the paper), so the gradient of a block reaches the blocks before it through the cached keys and,
+from the third block on, through the taps of the memory (eq. 6-7). All blocks of a session go
+through a step together.
+
+First, each training step is one diffusion step, from noise in which the portrait stands for what
+the diffusion step before would have made: so the network learns to take everything from the
+portrait and the sound. Then (`on_policy`) a training step is the whole sampler, each step from the
+re-noised result of the one before, as in inference; between the steps the gradient is cut.
 
 The target is the clip itself. In a family where speech decides the picture this regression needs
 no distillation: what it cannot predict it blurs, and `data.motion` leaves nothing such.
@@ -36,21 +40,21 @@ STEPS = len(SIGMAS) - 1
 class DitSettings:
     """How the DiT is trained.
 
-    first_step_every: training steps from one that makes step 0 too (which hears nothing, so that
-    there is little to learn) to the next; in between the portrait stands for its result, of which
-    re-noising leaves 6 %. blocks: of a training step; of each `long_every`th all that the examples
-    have, so that the memory is trained.
+    on_policy: see above. first_step_every: training steps from one with diffusion step 0 (which
+    hears nothing, so that there is little to learn) to the next. blocks: of a training step; each
+    `long_every`th has all that the examples have, so that the memory is trained.
     """
 
     seed: int = 0
     steps: int = 3000
     batch: int = 4
     blocks: int = 2
-    long_every: int = 3
+    long_every: int = 5
     rate: float = 2e-3
     warmup: int = 40
     motion_weight: float = 4.0
-    first_step_every: int = 4
+    first_step_every: int = 8
+    on_policy: bool = False
     precision: str = "bfloat16"
 
 
@@ -133,15 +137,16 @@ def rollout(
     dit: DiT, batch: Batch, settings: DitSettings, trained: tuple[int, ...]
 ) -> Iterator[tuple[int, Tensor]]:
     """The steps of all blocks from fresh noise: the loss of each, with a gradient for those in
-    `trained`. Without step 0 among them it is left out, and the portrait is its result."""
+    `trained`. It begins at the first of these, or at step 0 if there are none, with the portrait
+    for what the step before would have made, of which re-noising leaves at most a sixth."""
     weights = motion_weights(batch, settings.motion_weight)
     noisy = [torch.randn_like(latent) for latent in batch.latents]
-    first = 0 if not trained or 0 in trained else 1
+    first = min(trained, default=0)
     if first:
         portrait = batch.y[:, 4:, :1]
         sigma = SIGMAS[first]
         noisy = [(1 - sigma) * portrait + sigma * noise for noise in noisy]
-    for step in range(first, STEPS):
+    for step in range(first, 1 + max(trained, default=STEPS - 1)):
         with (
             torch.set_grad_enabled(step in trained and torch.is_grad_enabled()),
             torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"),
@@ -154,6 +159,14 @@ def rollout(
         yield step, torch.stack(errors).mean()
         sigma = SIGMAS[step + 1]
         noisy = [(1 - sigma) * made.detach() + sigma * torch.randn_like(made) for made in cleaned]
+
+
+def steps_of(step: int, settings: DitSettings) -> tuple[int, ...]:
+    """The diffusion steps of a training step: the last one, which makes the picture, most often."""
+    first = step % settings.first_step_every == 0
+    if settings.on_policy:
+        return (0, 1, 2) if first else (1, 2)
+    return (0,) if first else (1,) if step % 3 == 1 else (2,)
 
 
 def hidden_matrix(name: str) -> bool:
@@ -176,7 +189,8 @@ def train_dit(
     dit = fresh_dit(settings.seed, config)
     dit.narrow_rotation()
     optimiser = Muon(*split(dit, hidden_matrix), weight_decay=1e-3)
-    run = Run(directory, dit, optimiser, asdict(settings), decay=0.995)
+    changeable = frozenset(asdict(settings)) - {"seed"}
+    run = Run(directory, dit, optimiser, asdict(settings), decay=0.99, changeable=changeable)
     generator = torch.Generator().manual_seed(settings.seed + 7919 * run.step)
     held_out = max(4, len(examples.person) // 20)
     held = draw_batch(examples, torch.arange(min(4, held_out)), examples.blocks)
@@ -186,14 +200,14 @@ def train_dit(
         chosen = held_out + torch.randint(count, (settings.batch,), generator=generator)
         long = run.step % settings.long_every == 0
         batch = draw_batch(examples, chosen, examples.blocks if long else settings.blocks)
-        trained = (0, 1, 2) if run.step % settings.first_step_every == 0 else (1, 2)
+        trained = steps_of(run.step, settings)
         losses = dict(rollout(dit, batch, settings, trained))
         norm = run.stepped(torch.stack([losses[step] for step in trained]).sum())
         if run.step % 10 == 0:
             run.report(
                 **{f"step{step}": float(loss.detach()) for step, loss in losses.items()},
                 gradient=norm,
-                **(evaluate(dit, held, settings) if run.step % 50 == 0 else {}),
+                **(evaluate(dit, held, settings) if run.step % 100 == 0 else {}),
             )
     run.save()
     run.average.copy_to(dit)
