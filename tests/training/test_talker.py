@@ -28,7 +28,7 @@ def test_an_installation_without_a_model_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(liveact, "__file__", str(tmp_path / "a" / "liveact" / "__init__.py"))
-    with pytest.raises(InputError, match="demo: expected a model in .*bundle, found none"):
+    with pytest.raises(InputError, match=r"demo: expected a model in .*bundle, found none"):
         demo.bundle_directory()
 
 
