@@ -123,11 +123,12 @@ def test_a_picture_shows_the_mouth_that_the_geometry_tells(seed: int, opening: f
     if not opening:
         assert len(rows) / 256 < 0.02  # the line where the lips meet
         return
-    edge = 2 * 2 / 512  # a pixel of each edge is of neither colour
+    edge = 3 * 2 / 512  # pixels of both edges are of neither colour
     height, width = len(rows) / 256, int(columns[-1] - columns[0]) / 256
     assert float(mouth.up + mouth.down) - edge <= height <= float(mouth.up + mouth.down)
     assert width == pytest.approx(2 * float(mouth.half_width), abs=0.04)
-    assert float(rows[0]) / 256 - 1 == pytest.approx(y - float(mouth.up), abs=edge)
+    upper_lip = y + 0.35 * float(mouth.lift) - float(mouth.up)
+    assert float(rows[0]) / 256 - 1 == pytest.approx(upper_lip, abs=edge)
 
 
 def test_teeth_show_when_they_should() -> None:

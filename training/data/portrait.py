@@ -35,7 +35,7 @@ class Mouth:
     """The inside of the mouth, [T] each, in units of half the picture.
 
     x, y: its middle. half_width, up, down: from there to its corners and to the lips. lift: how
-    much the corners are above the middle.
+    much the corners are above the middle; it also moves the middle down, by 0.35 of it.
     """
 
     x: Tensor
