@@ -25,14 +25,11 @@ build/tools: build/installed pyproject.toml
 	$(PIP) --no-build-isolation --editable ".[dev]"
 	touch $@
 
+# The small trained model in examples/talker.
 demo: build/installed
 	mkdir -p out
-	$(BIN)/liveact demo-checkpoint out/checkpoint
-	$(BIN)/liveact generate --checkpoint out/checkpoint --image examples/portrait.png \
-	    --audio examples/speech.wav --prompt "A person is speaking." --size 256x256 \
-	    --trace out/trace.json --out out/demo.mp4
-	@echo "Open out/demo.mp4 (its picture is moving texture: the demo's weights are random, as trained" \
-	    "ones cannot be had without a download) and out/trace.json (at ui.perfetto.dev)."
+	$(BIN)/liveact demo --out out/demo.mp4
+	@echo "Open out/demo.mp4: a drawing that says what examples/speech.wav says."
 
 lint: build/tools
 	$(BIN)/ruff check .
@@ -57,10 +54,13 @@ kernels: build/tools
 	$(BIN)/python -m triton_kernels.compile --arch sm_90a --out engine/liveact/gpu \
 	    --leave-out self_attention.f8.hopper
 
-# A wheel that needs neither Triton nor a CUDA toolkit nor a compiler.
+# A wheel that needs neither Triton nor a CUDA toolkit nor a compiler, with the model of the demo.
 wheel: kernels
+	rm -rf engine/liveact/bundle
+	mkdir -p engine/liveact/bundle
+	cp -r examples/talker examples/portrait.png examples/speech.wav engine/liveact/bundle
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip wheel --quiet --no-deps --no-build-isolation \
 	    --wheel-dir dist .
 
 clean:
-	rm -rf build out dist engine/liveact/gpu $(VENV)
+	rm -rf build out dist engine/liveact/gpu engine/liveact/bundle $(VENV)

@@ -38,7 +38,8 @@ def rotation_table(head_dim: int, positions: int = 1024) -> Rotation:
 
 
 def rotate(x: Tensor, table: Rotation, first_slot: int) -> Tensor:
-    """3D RoPE on interleaved pairs, in float64 (released code; eq. 7 for the slot's position).
+    """3D RoPE on interleaved pairs (released code; eq. 7 for the slot's position), in the precision
+    of the table: float64, as released, unless a trainer narrows it.
 
     x: [B, n, h, w, heads, head_dim], whose first latent frame sits in slot `first_slot`; the result
     has its shape and dtype.
@@ -52,7 +53,8 @@ def rotate(x: Tensor, table: Rotation, first_slot: int) -> Tensor:
         ],
         dim=-1,
     )  # [n, h, w, head_dim / 2]
-    pairs = torch.view_as_complex(x.to(torch.float64).unflatten(-1, (-1, 2)))
+    wide = x.to(table[0].real.dtype)
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * factor.unsqueeze(3)).flatten(-2).to(x.dtype)
 
 

@@ -397,7 +397,8 @@ def test_every_example_of_the_help_can_be_run(run: Run) -> None:
     parser = cli._parser()
     commands = [parser.parse_args(shlex.split(line)[1:]).command for line in examples]
     assert commands == [
-        "generate", "replay", "demo-checkpoint", "inspect", "convert", "calibrate", "doctor",
+        "generate", "demo", "replay", "demo-checkpoint", "inspect", "convert", "calibrate",
+        "doctor",
     ]  # fmt: skip
     for command, example in zip(commands, examples, strict=True):
         code, output, _ = run(command, "--help")

@@ -211,7 +211,7 @@ def _write_files(directory: Path, seed: int) -> None:
     write_json(directory / TEXT_CONFIG_FILE, TEXT_CONFIG)
     _write_pth(directory / IMAGE_FILE, random_image_encoder(IMAGE_CONFIG, seed))
     write_json(directory / IMAGE_CONFIG_FILE, IMAGE_CONFIG)
-    _write_tokenizer(directory / TOKENIZER_DIRECTORY)
+    write_tokenizer(directory / TOKENIZER_DIRECTORY)
     audio = directory / WAV2VEC_DIRECTORY
     audio.mkdir()
     write_json(audio / WAV2VEC_CONFIG_FILE, AUDIO_CONFIG)
@@ -226,7 +226,7 @@ def _write_pth(path: Path, tensors: dict[str, Tensor]) -> None:
     path.write_bytes(buffer.getvalue())
 
 
-def _write_tokenizer(directory: Path) -> None:
+def write_tokenizer(directory: Path) -> None:
     """A tokenizer of single bytes, so that any text has an encoding without training anything."""
     pad, eos, unk = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as in the released tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

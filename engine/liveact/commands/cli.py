@@ -32,6 +32,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     commands = (
         ("generate", "a portrait and an audio file to a film", _generate, _GENERATE),
+        ("demo", "a cartoon that talks, by the small model that comes along", _demo, _TALK),
         ("replay", "recorded inputs through one part of the model", _replay, _REPLAY),
         ("demo-checkpoint", "write a tiny checkpoint of random weights", _demo_checkpoint, _DEMO),
         ("inspect", "sizes, parameters and memory of a checkpoint", _inspect, _INSPECT),
@@ -69,6 +70,8 @@ def _epilog(*examples: str) -> str:
 _GENERATE = r"""
   liveact generate --checkpoint DIR --wav2vec WAV2VEC_DIR --image me.png --audio speech.wav \
       --prompt "A person is speaking." --size 512x512 --out me.mp4"""
+_TALK = """
+  liveact demo --speech my.wav --out my.mp4"""
 _REPLAY = """
   liveact replay --part dit --checkpoint DIR --inputs in.safetensors --out out.safetensors"""
 _DEMO = """
@@ -116,6 +119,13 @@ def _generate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--vae-decode", default="streaming", help="streaming or windowed")
     p.add_argument("--trace", type=Path, help="write a Chrome JSON trace (ui.perfetto.dev)")
     p.add_argument("--out", type=Path, required=True, help="the film: .mp4, .m4v, .mov or .mkv")
+
+
+def _demo(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--speech", type=Path, help="any file with a sound track; default: bundled")
+    p.add_argument("--portrait", type=Path, help="one of the model's family; default: bundled")
+    p.add_argument("--prompt", default="A person is speaking.")
+    p.add_argument("--out", type=Path, default=Path("demo.mp4"), help="the film (default demo.mp4)")
 
 
 def _replay(p: argparse.ArgumentParser) -> None:

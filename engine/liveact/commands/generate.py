@@ -40,7 +40,15 @@ WHOLE_CLIP_S = 60.0  # clips up to this length are encoded whole, exactly as in 
 
 
 def run(options: argparse.Namespace) -> None:
-    """Makes the video. Everything that can be refused is, before anything large is loaded."""
+    """Makes the video."""
+    make_film(options, None)
+
+
+def make_film(options: argparse.Namespace, mode: Literal["stream", "whole"] | None) -> None:
+    """Makes the video. Everything that can be refused is, before anything large is loaded.
+
+    mode: how the audio is encoded; None: by the length of the clip (`audio_mode`).
+    """
     size = parse_size(options.size)
     check_size(*size)
     fps = exact_fps(options.fps)
@@ -58,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     )
     read_image(options.image, size)
     audio = open_audio(options.audio)
-    mode = audio_mode(audio)
+    mode = audio_mode(audio) if mode is None else mode
     print(f"device: {devices.reason}; audio encoded as {mode}")
     for line in unreached(edits, audio, fps, clock):
         print(line)

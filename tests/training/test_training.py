@@ -1,0 +1,223 @@
+"""Tiny problems with a known result, in seconds; a training that is killed goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from liveact.blocks import RELEASED_CLOCK
+from training.checkpoint import AUDIO_DIM, DIT_CONFIG, IMAGE_DIM
+from training.data.clips import Clips, make_clips
+from training.data.espeak import Voice
+from training.data.identity import identity
+from training.data.motion import motion_of
+from training.data.portrait import draw
+from training.dit.examples import Examples
+from training.dit.train import (
+    DitSettings,
+    draw_batch,
+    evaluate,
+    fresh_dit,
+    motion_weights,
+    rollout,
+    train_dit,
+)
+from training.measure import mouth_openings, synchronisation
+from training.optimiser import Muon, orthogonalised, split
+from training.quality import spoken
+from training.run import Run, learning_rate, plot, read_log
+from training.speech.train import SpeechSettings, train_speech
+from training.vae.train import VaeSettings, train_vae
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+TINY = DIT_CONFIG | {"dim": 32, "ffn_dim": 64, "num_heads": 1, "num_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def clips() -> Clips:
+    return make_clips(0, 6, 40, people=3)
+
+
+# ------------------------------------------------------------------------------ runs
+
+
+def small_run(directory: Path, steps: int, **settings: float) -> tuple[Run, nn.Linear]:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 3)
+    run = Run(directory, model, Muon(*split(model, lambda _: True)), {"seed": 1, **settings})
+    while run.step < steps:
+        run.set_rate(0.01)
+        generator = torch.Generator().manual_seed(run.step)
+        run.stepped(model(torch.randn(8, 3, generator=generator)).square().mean())
+        run.report(loss=1.0)
+    return run, model
+
+
+def test_a_killed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    run, _ = small_run(tmp_path / "cut", 5)
+    run.save()
+    small_run(tmp_path / "cut", 8)  # killed: three steps that were never saved
+    _, again = small_run(tmp_path / "cut", 10)
+    _, whole = small_run(tmp_path / "whole", 10)
+    torch.testing.assert_close(again.weight, whole.weight, rtol=0, atol=0)
+    logged = read_log(tmp_path / "cut" / "log.jsonl")
+    assert [entry["step"] for entry in logged] == list(range(1, 11))
+    plot(tmp_path / "cut" / "log.jsonl", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_a_run_refuses_the_state_of_another(tmp_path: Path) -> None:
+    small_run(tmp_path, 2, rate=1.0)[0].save()
+    with pytest.raises(ValueError, match=r"state\.pt: expected .*'rate': 2\.0.*found .*1\.0"):
+        small_run(tmp_path, 2, rate=2.0)
+
+
+def test_a_step_without_a_finite_gradient_is_left_out(tmp_path: Path) -> None:
+    run, model = small_run(tmp_path, 1)
+    before = model.weight.clone()
+    run.stepped((model.weight * float("nan")).sum())
+    assert torch.equal(model.weight, before) and run.step == 2
+
+
+def test_the_rate_warms_up_and_falls() -> None:
+    rates = [learning_rate(step, 1.0, 10, 100) for step in range(101)]
+    assert rates[0] == 0.1 and max(rates) == rates[10] == 1.0
+    assert rates[100] == pytest.approx(0.05) and sorted(rates[10:], reverse=True) == rates[10:]
+
+
+# ------------------------------------------------------------------------------ optimiser
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (4, 30), (30, 4)])
+def test_updates_are_about_orthogonal(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalised(matrix))
+    assert float(values.min()) > 0.6 and float(values.max()) < 1.3
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    cosine = torch.cosine_similarity((u @ v).flatten(), orthogonalised(matrix).flatten(), dim=0)
+    assert float(cosine) > 0.95
+
+
+def test_both_halves_of_the_optimiser_learn() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimiser = Muon(*split(model, lambda name: name.startswith("0")))
+    assert [len(group["params"]) for group in optimiser.param_groups] == [1, 3]
+    x = torch.randn(256, 6)
+    y = (x[:, :1] * x[:, 1:2]).tanh()
+    for step in range(400):
+        for group in optimiser.param_groups:
+            group["lr"] = 0.02 * (1 - step / 400)
+        loss = (model(x) - y).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert float(loss.detach()) < 0.05 * float(y.var())
+
+
+# ------------------------------------------------------------------------------ networks
+
+
+@pytest.mark.slow
+def test_the_autoencoder_learns_three_people(clips: Clips, tmp_path: Path) -> None:
+    settings = VaeSettings(steps=40, batch=4, crop=32, warmup=10)
+    train_vae(clips, tmp_path, settings, pool=6)
+    # The mean colour is 12 dB; that is where torch's own initialisation stays.
+    assert max(entry["psnr"] for entry in read_log(tmp_path / "log.jsonl")) > 15
+
+
+def test_the_speech_encoder_learns_when_mouths_open(clips: Clips, tmp_path: Path) -> None:
+    settings = SpeechSettings(steps=60, batch=4, warmup=10)
+    train_speech(clips, clips, tmp_path, settings)
+    assert read_log(tmp_path / "log.jsonl")[-1]["opening"] > 0.5
+
+
+def talking_noise(count: int, blocks: int, side: int) -> Examples:
+    """Examples whose latents are a portrait of noise, brighter by what is heard."""
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    frames = sum(RELEASED_CLOCK.latent_frames(b) for b in range(blocks))
+    heard = normal(count, 4 * frames + 8)
+    audio = [
+        heard[:, RELEASED_CLOCK.features(b).start + 2 : RELEASED_CLOCK.features(b).stop + 2]
+        for b in range(blocks)
+    ]
+    y = normal(2, 20, 14, side, side)
+    y[:, 4:, 1:] = 0
+    person = torch.arange(count) % 2
+    latents = y[person, 4:, :1].repeat(1, 1, frames, 1, 1)
+    # Latent frame j hears features 4j - 5 to 4j + 2; the middle of them is 4j - 1.
+    loud = torch.stack([heard[:, 4 * j - 1 + 2] for j in range(1, frames)], dim=1)
+    latents[:, :4, 1:] += 2 * loud[:, None, :, None, None]
+    return Examples(
+        latents=latents.half(),
+        audio=[rows[..., None, None].expand(*rows.shape, 3, AUDIO_DIM // 3) for rows in audio],
+        person=person,
+        prompt=torch.zeros(count, dtype=torch.long),
+        y=y.half(),
+        image=normal(2, 5, IMAGE_DIM),
+        text=[normal(4, 64)],
+    )
+
+
+def test_the_loss_weights_motion_and_keeps_its_mean() -> None:
+    batch = draw_batch(talking_noise(2, 2, 4), torch.arange(2), 2)
+    weights = torch.cat(motion_weights(batch, 4.0), dim=2)
+    assert float(weights.mean()) == pytest.approx(1, abs=1e-5)
+    still = draw_batch(talking_noise(2, 2, 4), torch.arange(2), 2)
+    for latent in still.latents:
+        latent.zero_()
+    torch.testing.assert_close(motion_weights(still, 4.0)[0], torch.ones(2, 1, 6, 4, 4))
+
+
+def test_gradients_reach_the_taps_of_the_memory() -> None:
+    dit = fresh_dit(0, TINY)
+    batch = draw_batch(talking_noise(1, 3, 2), torch.arange(1), 3)
+    with torch.no_grad():
+        for name, parameter in dit.named_parameters():
+            if name.endswith(("attn.o.weight", "attn.proj.weight", "ffn.2.weight")):
+                parameter.normal_(0, 0.05)
+    losses = dict(rollout(dit, batch, DitSettings(precision="float32"), (1, 2)))
+    assert list(losses) == [1, 2] and losses[1].requires_grad
+    assert list(dict(rollout(dit, batch, DitSettings(precision="float32"), (1,)))) == [1]
+    losses[2].backward()
+    taps = dit.blocks[0].self_attn.memory_proj_k.weight.grad  # type: ignore[union-attr]
+    assert isinstance(taps, Tensor) and float(taps.abs().max()) > 0
+
+
+@pytest.mark.slow
+def test_the_dit_learns_to_hear(tmp_path: Path) -> None:
+    examples = talking_noise(24, 2, 2)
+    settings = DitSettings(steps=120, batch=8, blocks=2, rate=1e-2, warmup=10)
+    dit = train_dit(examples, tmp_path, settings, config=TINY)
+    held = draw_batch(examples, torch.arange(4), 2)
+    found = evaluate(dit, held, settings)
+    assert found["held"] < 0.4 * found["deaf"]
+
+
+# ------------------------------------------------------------------------------ measuring
+
+
+def test_openings_are_measured_on_drawn_frames() -> None:
+    said = spoken(Voice("en-us+m6"), "Maybe papa can open the window for us.")
+    motion = motion_of(said.phonemes, 50)
+    pictures = draw(identity(21), torch.from_numpy(motion.values))
+    expected = torch.from_numpy(motion.column("opening"))
+    found = synchronisation(mouth_openings(identity(21), pictures), expected)
+    assert found.correlation > 0.97 and found.lag == 0 and found.closed > 0.95
+
+
+def test_a_late_picture_is_told() -> None:
+    expected = torch.from_numpy(np.random.default_rng(0).random(200).astype(np.float32))
+    late = torch.cat([torch.zeros(2), expected[:-2]])
+    found = synchronisation(late, expected)
+    assert found.lag == 2 and found.best > 0.99 > 0.5 > found.correlation

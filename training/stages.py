@@ -1,0 +1,128 @@
+"""The order of the work: data, autoencoder, speech encoder, latents, DiT, export.
+
+Every stage reads what the ones before left in one directory, and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from reference import VAE
+from training.checkpoint import write_dit, write_encoders, write_vae
+from training.data.clips import HELD_OUT, Clips, make_clips
+from training.data.identity import identity
+from training.data.motion import COLUMNS
+from training.data.portrait import draw
+from training.dit.examples import Examples, encode_clips, load_vae
+from training.dit.train import DitSettings, train_dit
+from training.run import plot
+from training.speech.model import SpeechEncoder
+from training.speech.train import SpeechSettings, correlations, train_speech
+from training.vae.model import SMALL, fold_normalisation, inflated, raw_moments
+from training.vae.train import CLIPS, PICTURES, POLISH, train_vae
+
+FRAMES = 149  # of a clip: five blocks and 7.45 s
+PEOPLE = 160
+TRAINED_ON = 48  # the people whose clips the DiT sees
+
+
+def make_data(work: Path, count: int) -> None:
+    """`clips.npz` to train on and `held.npz` with other voices and people."""
+    work.mkdir(parents=True, exist_ok=True)
+    for name, first, number, people in (
+        ("clips", 0, count, PEOPLE),
+        ("held", HELD_OUT, max(4, count // 25), 40),
+    ):
+        if not (work / f"{name}.npz").exists():
+            make_clips(first, number, FRAMES, people).save(work / f"{name}.npz")
+
+
+def write_portrait(seed: int, path: Path, size: int) -> None:
+    """The portrait of one member of the family, at rest."""
+    picture = draw(identity(seed), torch.zeros(1, len(COLUMNS)), size)[0]
+    Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy()).save(
+        path, optimize=True
+    )
+
+
+def train_autoencoder(work: Path) -> None:
+    """Pictures, then clips."""
+    clips = Clips.load(work / "clips.npz")
+    vae = train_vae(clips, work / "vae_pictures", PICTURES)
+    train_vae(clips, work / "vae_clips", CLIPS, start=vae)
+    for name in ("vae_pictures", "vae_clips"):
+        plot(work / name / "log.jsonl", work / name / "curves.png")
+
+
+def train_encoder(work: Path, settings: SpeechSettings) -> dict[str, float]:
+    """The speech encoder; returns its correlations on held-out voices."""
+    held = Clips.load(work / "held.npz")
+    trainer = train_speech(Clips.load(work / "clips.npz"), held, work / "speech", settings)
+    plot(work / "speech" / "log.jsonl", work / "speech" / "curves.png")
+    return correlations(trainer, held)
+
+
+def averaged_vae(work: Path) -> VAE:
+    """The trained autoencoder, from the last save of its stage."""
+    vae = inflated(SMALL, 0)
+    state = torch.load(work / "vae_clips" / "state.pt", weights_only=True)
+    vae.load_state_dict(state["average"], strict=False)
+    return vae.eval()
+
+
+@torch.no_grad()
+def export_encoders(work: Path) -> Path:
+    """`checkpoint/` with everything but the DiT; the latents of the VAE are normalised."""
+    vae = averaged_vae(work)
+    clips = Clips.load(work / "clips.npz")
+    raw = torch.cat(
+        [
+            raw_moments(vae, clips[i].frames(0, 33).movedim(0, 1)[None] * 2 - 1).flatten(2)
+            for i in range(24)
+        ],
+        dim=2,
+    )
+    fold_normalisation(vae, raw.mean((0, 2)), raw.std((0, 2)))
+    speech = SpeechEncoder()
+    state = torch.load(work / "speech" / "state.pt", weights_only=True)["average"]
+    own = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
+    speech.load_state_dict(own)
+    write_encoders(work / "checkpoint", vae.state_dict(), speech.state_dict())
+    return work / "checkpoint"
+
+
+def polish(work: Path, minutes: float) -> None:
+    """Trains the decoder of the checkpoint on, with its latents as they are."""
+    vae = load_vae(work / "checkpoint")
+    stop_at = time.time() + 60 * minutes
+    clips = Clips.load(work / "clips.npz")
+    vae = train_vae(clips, work / "vae_polish", POLISH, start=vae, stop_at=stop_at)
+    write_vae(work / "checkpoint", vae.state_dict())
+    plot(work / "vae_polish" / "log.jsonl", work / "vae_polish" / "curves.png")
+
+
+def encode(work: Path, count: int, blocks: int) -> None:
+    """`examples.pt`: latents and conditioning of `count` clips of the first `TRAINED_ON` people."""
+    clips = Clips.load(work / "clips.npz")
+    chosen = [i for i in range(len(clips)) if clips.people[i] < TRAINED_ON][:count]
+    encode_clips(clips, chosen, work / "checkpoint", blocks).save(work / "examples.pt")
+
+
+def train_transformer(work: Path, settings: DitSettings, minutes: float) -> None:
+    """The DiT, for some minutes or to the end; then its weights beside the encoders'."""
+    examples = Examples.load(work / "examples.pt")
+    dit = train_dit(examples, work / "dit", settings, stop_at=time.time() + 60 * minutes)
+    write_dit(work / "checkpoint", dit.state_dict())
+    plot(work / "dit" / "log.jsonl", work / "dit" / "curves.png")
+
+
+def export(work: Path, target: Path) -> None:
+    """Copies the checkpoint; what was there is replaced."""
+    if target.exists():
+        shutil.rmtree(target)
+    shutil.copytree(work / "checkpoint", target)
