@@ -75,7 +75,6 @@ class Pipeline:
         """Frees the memory."""
         self.stream.close()
         self.decoder.close()
-        self.timeline.close()
 
 
 class Workers:
@@ -113,6 +112,7 @@ class Workers:
         self.cancel()
         for thread in self._threads:
             thread.join()
+        self._pipeline.timeline.close()
         if self._closed.acquire(blocking=False):
             _log.info("%s closed", self._name)
 
