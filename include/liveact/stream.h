@@ -67,12 +67,13 @@ class Stream {
   int64_t audio_rows_of_next_block() const;
 
   // noise [out_dim, n, h, w]; renoise [2, out_dim, n, h, w] is the fresh noise after steps 0 and 1,
-  // null with Sampler::euler; audio [rows, audio_dim]; latent [out_dim, n, h, w] receives the result. velocities, where not
-  // null, receives [3, out_dim, n, h, w]. All fp32 on the host. Throws NonFiniteError when the
-  // result has a NaN or infinity and CancelledError after cancel(); the stream is unusable then.
-  // NOTE: the latent of a 512x512 block is 16·8·64·64 fp32, 2.1 MB. Through the host to a decoder
-  // on any device it is two copies of 0.2 ms each at 10 GB/s (unpinned PCIe), under 0.05 % of a
-  // block of 0.9 s, so there is no handover from device to device.
+  // null with Sampler::euler; audio [rows, audio_dim]; latent [out_dim, n, h, w] receives the
+  // result. velocities, where not null, receives [3, out_dim, n, h, w]. All fp32 on the host.
+  // Throws NonFiniteError when the result has a NaN or infinity and CancelledError after cancel();
+  // the stream is unusable then. NOTE: the latent of a 512x512 block is 16·8·64·64 fp32, 2.1 MB.
+  // Through the host to a decoder on any device it is two copies of 0.2 ms each at 10 GB/s
+  // (unpinned PCIe), under 0.05 % of a block of 0.9 s, so there is no handover from device to
+  // device.
   void denoise(const float* noise, const float* renoise, const float* audio, float* latent,
                float* velocities);
 
