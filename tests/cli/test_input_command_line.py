@@ -394,7 +394,7 @@ def test_every_example_of_the_help_can_be_run(run: Run) -> None:
     code, output, errors = run("--help")
     assert (code, errors) == (0, "")
     examples = output.partition("examples:")[2].replace("\\\n", " ").strip().splitlines()
-    parser = cli._parser()
+    parser = cli.parser()
     commands = [parser.parse_args(shlex.split(line)[1:]).command for line in examples]
     assert commands == [
         "generate", "demo", "replay", "demo-checkpoint", "inspect", "convert", "calibrate",

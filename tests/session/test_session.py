@@ -20,7 +20,8 @@ import torch
 
 from liveact.engine import Engine
 from liveact.errors import InputError, SessionError
-from liveact.session.state import CHUNK_QUEUE_LENGTH, PromptEdit
+from liveact.session.state import CHUNK_QUEUE_LENGTH
+from liveact.session.turn import PromptEdit
 from tests.support.paths import PORTRAIT
 from tests.support.pipeline import ONE_THREAD, Background, demo_checkpoint, in_time, speech
 from tests.support.session import (

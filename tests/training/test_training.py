@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ from training.optimiser import Muon, orthogonalised, split
 from training.quality import spoken
 from training.run import Run, learning_rate, plot, read_log
 from training.speech.train import SpeechSettings, train_speech
-from training.vae.train import VaeSettings, train_vae
+from training.vae.model import SMALL, inflated
+from training.vae.train import POLISH, VaeSettings, train_vae
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -130,6 +132,17 @@ def test_the_autoencoder_learns_three_people(clips: Clips, tmp_path: Path) -> No
     train_vae(clips, tmp_path, settings, pool=6)
     # The mean colour is 12 dB; that is where torch's own initialisation stays.
     assert max(entry["psnr"] for entry in read_log(tmp_path / "log.jsonl")) > 15
+
+
+def test_polishing_leaves_the_latents_as_they_are(clips: Clips, tmp_path: Path) -> None:
+    vae = inflated(SMALL, 0)
+    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    settings = replace(POLISH, steps=2, batch=1, frames=5, crop=32, warmup=1)
+    polished = train_vae(clips, tmp_path, settings, start=vae, pool=2)
+    changed = {
+        n for n, tensor in polished.state_dict().items() if not torch.equal(tensor, before[n])
+    }
+    assert changed and not any(name.startswith(("encoder.", "conv1.")) for name in changed)
 
 
 def test_the_speech_encoder_learns_when_mouths_open(clips: Clips, tmp_path: Path) -> None:

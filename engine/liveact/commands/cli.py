@@ -29,7 +29,8 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
     commands = (
         ("generate", "a portrait and an audio file to a film", _generate, _GENERATE),
         ("demo", "a cartoon that talks, by the small model that comes along", _demo, _TALK),
@@ -258,7 +259,7 @@ def _run(arguments: Sequence[str] | None, output: Output) -> tuple[str, int]:
     """What to print where errors go, if anything, and the exit code."""
     command = None
     try:
-        options = _parser().parse_args(arguments)
+        options = parser().parse_args(arguments)
         command = options.command
         # Imported now: torch takes its time, and --help needs none of it.
         import_module(f"liveact.commands.{command.replace('-', '_')}").run(options)

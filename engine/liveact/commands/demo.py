@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 import liveact
+from liveact.commands import cli
 from liveact.commands.generate import make_film
 from liveact.errors import InputError
 
@@ -19,26 +20,17 @@ SIZE = "128x128"  # what the model was trained for
 def run(options: argparse.Namespace) -> None:
     """Makes the film: what `liveact generate` would, with the bundled model."""
     bundle = bundle_directory()
-    film = argparse.Namespace(
-        checkpoint=bundle / MODEL,
-        wav2vec=None,
-        image=options.portrait or bundle / PORTRAIT,
-        audio=options.speech or bundle / SPEECH,
-        prompt=options.prompt,
-        edit=[],
-        size=SIZE,
-        fps=20.0,
-        seed=42,
-        memory="sequential",
-        audio_guidance=1.0,
-        sampler="renoise",
-        slots="2/2/2/8",
-        device=None,
-        vae_device=None,
-        precision=None,
-        vae_decode="streaming",
-        trace=None,
-        out=options.out,
+    given = {
+        "checkpoint": bundle / MODEL,
+        "image": options.portrait or bundle / PORTRAIT,
+        "audio": options.speech or bundle / SPEECH,
+        "prompt": options.prompt,
+        "size": SIZE,
+        "out": options.out,
+    }
+    # With "=", so that a name may begin with a dash.
+    film = cli.parser().parse_args(
+        ["generate", *(f"--{name}={value}" for name, value in given.items())]
     )
     # The speech encoder was trained on what a live session hears, not on whole clips.
     make_film(film, "stream")

@@ -26,8 +26,9 @@ from liveact.errors import InputError
 from liveact.lifetime import OneProcess
 from liveact.session import aio
 from liveact.session.chunk import Chunk, Interruption
-from liveact.session.state import PromptEdit, SessionState
+from liveact.session.state import SessionState
 from liveact.session.stats import SessionStats
+from liveact.session.turn import PromptEdit
 from liveact.session.workers import Pipeline, Workers
 
 _log = logging.getLogger("liveact")

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -18,10 +18,11 @@ from liveact.audio.front_end import AudioFrontEnd
 from liveact.audio.samples import as_float
 from liveact.blocks import FEATURE_REACH, BlockClock
 from liveact.errors import BacklogFull, InputError, LiveActError, SessionError
-from liveact.session.chunk import BlockTimings, Chunk, Interruption
+from liveact.session.chunk import Chunk, Interruption
 from liveact.session.playback import PlaybackClock
 from liveact.session.queue import BoundedQueue, ClosedError
 from liveact.session.stats import SessionStats, State
+from liveact.session.turn import Latent, PromptEdit, Turn
 from liveact.session.utterance import Utterance
 
 LATENT_QUEUE_BLOCKS = 1  # denoised and not yet being decoded
@@ -32,68 +33,6 @@ def least_backlog_s(clock: BlockClock, fps: Fraction) -> float:
     """Audio that a block may have to wait for: its frames, the two that it looks ahead, and 0.2 s
     of delay before the encoder."""
     return float((clock.block_video_frames + FEATURE_REACH) / fps) + 0.2
-
-
-@dataclass(frozen=True)
-class PromptEdit:
-    """Another prompt for some blocks.
-
-    Attributes:
-        first: the first block that is made with it.
-        last: the last one; None: for good.
-        text: [tokens, text_dim].
-    """
-
-    first: int
-    last: int | None
-    text: torch.Tensor
-
-    def applies_to(self, block: int) -> bool:
-        """Whether a block is made with it, unless a later edit says otherwise."""
-        return self.first <= block and (self.last is None or block <= self.last)
-
-    def replaces(self, other: PromptEdit, next_block: int) -> bool:
-        """Whether nothing is left of an earlier edit from `next_block` on."""
-        if other.last is not None and other.last < next_block:
-            return True
-        ends_later = self.last is None or (other.last is not None and other.last <= self.last)
-        return ends_later and self.first <= max(other.first, next_block)
-
-
-@dataclass(frozen=True, eq=False)
-class Turn:
-    """What is fixed about a block when the denoise worker takes its number.
-
-    Attributes:
-        block: its number.
-        utterance: what is said in it, or is said next where it idles.
-        idle: whether nothing is said in it.
-        text: the prompt, [tokens, text_dim].
-        epoch: interruptions before it.
-        begun_s: when, of time.monotonic.
-    """
-
-    block: int
-    utterance: Utterance
-    idle: bool
-    text: torch.Tensor
-    epoch: int
-    begun_s: float
-
-
-@dataclass(frozen=True)
-class Latent:
-    """A denoised block on its way to the decode worker.
-
-    Attributes:
-        turn: what it is.
-        value: [16, n, h, w].
-        timings: all but the decoding.
-    """
-
-    turn: Turn
-    value: torch.Tensor
-    timings: BlockTimings
 
 
 class SessionState:

@@ -32,9 +32,10 @@ from liveact.finite import NOT_FINITE, all_finite
 from liveact.lifetime import OneProcess
 from liveact.session.chunk import BlockTimings, Chunk, ChunkTimings
 from liveact.session.queue import ClosedError
-from liveact.session.state import Latent, SessionState, Turn
+from liveact.session.state import SessionState
 from liveact.session.stats import SessionStats
 from liveact.session.timeline import Timeline
+from liveact.session.turn import Latent, Turn
 from liveact.vae.vae import VaeStream
 
 _log = logging.getLogger("liveact")
