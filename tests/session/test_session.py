@@ -449,14 +449,15 @@ class CheapDecoder:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("blocks", "decoder"), [(300, CheapDecoder()), (60, None)])
+@pytest.mark.parametrize(("blocks", "decoder"), [(300, CheapDecoder()), (120, None)])
 def test_a_long_session_does_not_grow(
     engine: Engine, blocks: int, decoder: CheapDecoder | None
 ) -> None:
-    """8 minutes of audio without the VAE, 96 s with it: what grew with the blocks would show.
+    """8 minutes of audio without the VAE, 3 with it: what grew with the blocks would show.
 
     What passes through per block is 98 kB of pictures, 102 kB of sound, 51 kB of 16 kHz samples and
-    8 kB of latents. Kept, any but the last would add 2 to 25 MB from the first mark to the last.
+    8 kB of latents. Kept, any but the last would add 3.6 to 19 MB from the first mark to the last,
+    which comes before the session has made its last block: then it gives its memory back.
     """
 
     def resident_mib() -> float:
@@ -480,7 +481,7 @@ def test_a_long_session_does_not_grow(
         for chunk in session:
             if (timings := chunk.timings.block) is not None:
                 times_ms.append(timings.audio_ms + timings.denoise_ms + timings.decode_ms)
-                if chunk.block in (warm, blocks - 1):
+                if chunk.block in (warm, blocks - 9):
                     gc.collect()
                     marks.append((resident_mib(), device.allocation_count))
         pushing.result()
@@ -491,5 +492,5 @@ def test_a_long_session_does_not_grow(
     late_ms = statistics.quantiles(times_ms[-warm // 2 :], n=10)[0]
     print(f"{late_mib - early_mib:+.1f} MiB; {early_ms:.1f} ms a block early, {late_ms:.1f} late")
     assert late_allocations == early_allocations
-    assert late_mib - early_mib < 2
+    assert late_mib - early_mib < 3
     assert late_ms <= 1.5 * early_ms
