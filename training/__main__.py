@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 
 from training import stages
-from training.data.clips import HELD_OUT
 from training.dit.train import DitSettings
-from training.quality import lip_sync
 from training.speech.train import SpeechSettings
+from training.vae.train import CLIPS
 
 
 def main() -> None:
@@ -23,11 +21,18 @@ def main() -> None:
     commands = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     data = commands.add_parser("data", help="speech and motion of clips")
     data.add_argument("--clips", type=int, default=1500, help="%(default)s")
+    data.add_argument(
+        "--flite",
+        type=float,
+        default=0.0,
+        help="share of English clips with voices of recorded people, by the program flite",
+    )
     portrait = commands.add_parser("portrait", help="draw a member of the family")
     portrait.add_argument("--seed", type=int, required=True)
     portrait.add_argument("--size", type=int, default=768, help="pixels; %(default)s")
     portrait.add_argument("--out", type=Path, default=Path("portrait.png"), help="%(default)s")
-    commands.add_parser("vae", help="train the autoencoder: pictures, then clips")
+    vae = commands.add_parser("vae", help="train the autoencoder: pictures, then clips")
+    vae.add_argument("--steps", type=int, default=CLIPS.steps, help="of clips; %(default)s")
     speech = commands.add_parser("speech", help="train the speech encoder")
     speech.add_argument("--steps", type=int, default=SpeechSettings.steps, help="%(default)s")
     encode = commands.add_parser("encode", help="write the encoders, make latents with them")
@@ -43,10 +48,6 @@ def main() -> None:
     polish.add_argument("--minutes", type=float, default=1e6, help="stop and write after these")
     export = commands.add_parser("export", help="copy the checkpoint")
     export.add_argument("--out", type=Path, default=Path("examples/talker"), help="%(default)s")
-    quality = commands.add_parser("quality", help="measure lip synchronisation with the engine")
-    quality.add_argument("--checkpoint", type=Path, default=Path("examples/talker"))
-    quality.add_argument("--people", type=int, nargs="+", default=[13, 2, 60, HELD_OUT + 5])
-    quality.add_argument("--out", type=Path, help="JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     _run(arguments)
@@ -54,11 +55,11 @@ def main() -> None:
 
 def _run(a: argparse.Namespace) -> None:
     if a.stage == "data":
-        stages.make_data(a.work, a.clips)
+        stages.make_data(a.work, a.clips, a.flite)
     elif a.stage == "portrait":
         stages.write_portrait(a.seed, a.out, a.size)
     elif a.stage == "vae":
-        stages.train_autoencoder(a.work)
+        stages.train_autoencoder(a.work, a.steps)
     elif a.stage == "speech":
         print(stages.train_encoder(a.work, SpeechSettings(steps=a.steps)))
     elif a.stage == "encode":
@@ -71,10 +72,6 @@ def _run(a: argparse.Namespace) -> None:
         stages.polish(a.work, a.minutes)
     elif a.stage == "export":
         stages.export(a.work, a.out)
-    elif a.stage == "quality":
-        rows = lip_sync(a.checkpoint, a.people)
-        if a.out is not None:
-            a.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,15 +32,16 @@ PEOPLE = 160
 TRAINED_ON = 48  # the people whose clips the DiT sees
 
 
-def make_data(work: Path, count: int) -> None:
-    """`clips.npz` to train on and `held.npz` with other voices and people."""
+def make_data(work: Path, count: int, flite: float) -> None:
+    """`clips.npz` to train on and `held.npz` with other voices and people. flite: the share of
+    English clips with its voices."""
     work.mkdir(parents=True, exist_ok=True)
     for name, first, number, people in (
         ("clips", 0, count, PEOPLE),
         ("held", HELD_OUT, max(4, count // 25), 40),
     ):
         if not (work / f"{name}.npz").exists():
-            make_clips(first, number, FRAMES, people).save(work / f"{name}.npz")
+            make_clips(first, number, FRAMES, people, flite).save(work / f"{name}.npz")
 
 
 def write_portrait(seed: int, path: Path, size: int) -> None:
@@ -50,11 +52,11 @@ def write_portrait(seed: int, path: Path, size: int) -> None:
     )
 
 
-def train_autoencoder(work: Path) -> None:
-    """Pictures, then clips."""
+def train_autoencoder(work: Path, steps: int) -> None:
+    """Pictures, then `steps` steps of clips."""
     clips = Clips.load(work / "clips.npz")
     vae = train_vae(clips, work / "vae_pictures", PICTURES)
-    train_vae(clips, work / "vae_clips", CLIPS, start=vae)
+    train_vae(clips, work / "vae_clips", replace(CLIPS, steps=steps), start=vae)
     for name in ("vae_pictures", "vae_clips"):
         plot(work / name / "log.jsonl", work / name / "curves.png")
 

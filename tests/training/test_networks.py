@@ -118,7 +118,8 @@ def test_features_are_cut_as_a_live_session_cuts_them(checkpoint: Path) -> None:
 
 
 def test_training_computes_the_velocities_of_the_runtime(checkpoint: Path) -> None:
-    """Five blocks at three steps, so that slots are compressed twice and more."""
+    """Five blocks at three steps, so that slots are compressed twice and more; the prompt of the
+    last two is another."""
     blocks, side = 5, 4
     generator = torch.Generator().manual_seed(0)
 
@@ -127,7 +128,8 @@ def test_training_computes_the_velocities_of_the_runtime(checkpoint: Path) -> No
 
     weights = load_file(checkpoint / "diffusion_pytorch_model.safetensors")
     dit = DiT.from_tensors(DIT_CONFIG, weights)
-    y, text, image = normal(1, 20, 14, side, side), normal(1, 9, 64), normal(1, 65, IMAGE_DIM)
+    y, image = normal(1, 20, 14, side, side), normal(1, 65, IMAGE_DIM)
+    text = [normal(1, 9, 64)] * 3 + [normal(1, 6, 64)] * 2
     frames = [plan_block(b).frames for b in range(blocks)]
     rows = [normal(1, 25 if b == 0 else 36, AUDIO_DIM) for b in range(blocks)]
     windows = [windows_of(r.unflatten(-1, (3, -1)), b) for b, r in enumerate(rows)]
@@ -135,14 +137,14 @@ def test_training_computes_the_velocities_of_the_runtime(checkpoint: Path) -> No
 
     stream = Dit.load(checkpoint, _core.open_cpu()).open_stream((side, side), image_tokens=65)
     stream.set_image(image[0], y[0])
-    stream.set_prompt(text[0])
     expected: list[list[torch.Tensor]] = []
     for block in range(blocks):
+        stream.set_prompt(text[block][0])
         velocities = np.zeros((3, 16, frames[block], side, side), np.float32)
         stream.denoise(noise[block][0], noise[block][1:], rows[block][0], velocities=velocities)
         expected.append(list(torch.from_numpy(velocities)))
 
-    batch = Batch(y, text, image, [torch.zeros(1, 16, n, side, side) for n in frames], windows)
+    batch = Batch(y, image, text, [torch.zeros(1, 16, n, side, side) for n in frames], windows)
     noisy = [n[:1] for n in noise]
     with torch.no_grad():
         for step in range(3):

@@ -14,8 +14,9 @@ from liveact.blocks import RELEASED_CLOCK
 from training.checkpoint import AUDIO_DIM, DIT_CONFIG, IMAGE_DIM
 from training.data.clips import Clips, make_clips
 from training.data.espeak import Voice
+from training.data.expressions import EXPRESSIONS
 from training.data.identity import identity
-from training.data.motion import motion_of
+from training.data.motion import COLUMNS, motion_of
 from training.data.portrait import draw
 from training.dit.examples import Examples
 from training.dit.train import (
@@ -27,9 +28,14 @@ from training.dit.train import (
     rollout,
     train_dit,
 )
-from training.measure import mouth_openings, synchronisation
+from training.films import spoken
+from training.measure import (
+    expression_errors,
+    mouth_openings,
+    shown_expressions,
+    synchronisation,
+)
 from training.optimiser import Muon, orthogonalised, split
-from training.quality import spoken
 from training.run import Run, learning_rate, plot, read_log
 from training.speech.train import SpeechSettings, train_speech
 from training.vae.model import SMALL, inflated
@@ -175,7 +181,7 @@ def talking_noise(count: int, blocks: int, side: int) -> Examples:
         latents=latents.half(),
         audio=[rows[..., None, None].expand(*rows.shape, 3, AUDIO_DIM // 3) for rows in audio],
         person=person,
-        prompt=torch.zeros(count, dtype=torch.long),
+        prompt=torch.zeros(count, blocks, dtype=torch.long),
         y=y.half(),
         image=normal(2, 5, IMAGE_DIM),
         text=[normal(4, 64)],
@@ -220,17 +226,34 @@ def test_the_dit_learns_to_hear(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------ measuring
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_expressions_are_told_apart_through_blur(expression: str) -> None:
+    said = spoken(Voice("en-us+m6"), "Maybe papa can open the window for us.")
+    motion = motion_of(said.phonemes, 60, [expression])
+    pictures = draw(identity(21), torch.from_numpy(motion.values))
+    blurred = torch.nn.functional.avg_pool2d(pictures, 5, 1, 2)
+    errors = expression_errors(identity(21), blurred[20:], said.phonemes, 20)
+    assert shown_expressions(errors) == [expression] * 2
+    found = synchronisation(
+        mouth_openings(identity(21), pictures[6:], expression),
+        torch.from_numpy(motion.values[6:]),
+    )
+    assert found.correlation > 0.95
+
+
 def test_openings_are_measured_on_drawn_frames() -> None:
     said = spoken(Voice("en-us+m6"), "Maybe papa can open the window for us.")
     motion = motion_of(said.phonemes, 50)
     pictures = draw(identity(21), torch.from_numpy(motion.values))
-    expected = torch.from_numpy(motion.column("opening"))
-    found = synchronisation(mouth_openings(identity(21), pictures), expected)
-    assert found.correlation > 0.97 and found.lag == 0 and found.closed > 0.95
+    found = synchronisation(mouth_openings(identity(21), pictures), torch.from_numpy(motion.values))
+    assert found.correlation > 0.97 and found.lag == 0 and found.closed == 1
 
 
 def test_a_late_picture_is_told() -> None:
-    expected = torch.from_numpy(np.random.default_rng(0).random(200).astype(np.float32))
-    late = torch.cat([torch.zeros(2), expected[:-2]])
-    found = synchronisation(late, expected)
+    motion = torch.zeros(200, len(COLUMNS))
+    motion[:, 0] = torch.from_numpy(np.random.default_rng(0).random(200).astype(np.float32))
+    late = torch.cat([torch.zeros(2), motion[:-2, 0]])
+    found = synchronisation(late, motion)
+    assert found.closed is None  # there is no p, b or m
     assert found.lag == 2 and found.best > 0.99 > 0.5 > found.correlation

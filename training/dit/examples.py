@@ -21,7 +21,8 @@ from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder
 from reference import VAE, Layout
 from training.checkpoint import DIT_CONFIG
-from training.data.clips import PROMPTS, Clips
+from training.data.clips import Clips
+from training.data.expressions import PROMPTS
 from training.data.identity import identity
 from training.data.motion import COLUMNS
 from training.data.portrait import draw
@@ -37,7 +38,7 @@ class Examples:
 
     latents [N, 16, n, h, w] and the y of each person [P, 20, 14, h, w]: float16. audio: for each
     block [N, 25 or 36, layers, hidden]. image [P, tokens, dim]. text: for each prompt [rows, dim].
-    person [N] is an index into y and image, prompt [N] into text.
+    person [N] is an index into y and image, prompt [N, blocks] into text.
     """
 
     latents: Tensor
@@ -138,7 +139,7 @@ def encode_clips(clips: Clips, chosen: list[int], checkpoint: Path, blocks: int)
         latents=torch.stack(latents),
         audio=[torch.stack([rows[b] for rows in audio]) for b in range(blocks)],
         person=torch.tensor([people.index(int(clips.people[i])) for i in chosen]),
-        prompt=torch.from_numpy(clips.prompts[chosen]).long(),
+        prompt=torch.from_numpy(clips.prompts[chosen, :blocks]).long(),
         y=torch.stack(ys),
         image=torch.stack(images),
         text=[text_encoder.encode(p, DIT_CONFIG["text_len"]) for p in PROMPTS],

@@ -60,12 +60,12 @@ class DitSettings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sessions: y [B, 20, 14, h, w], text [B, rows, dim], image [B, tokens, dim], and for each
-    block its latents [B, 16, n, h, w] and audio windows [B, 53, 5, layers, hidden]."""
+    """Sessions: y [B, 20, 14, h, w], image [B, tokens, dim], and for each block its text [B, rows,
+    dim], latents [B, 16, n, h, w] and audio windows [B, 53, 5, layers, hidden]."""
 
     y: Tensor
-    text: Tensor
     image: Tensor
+    text: list[Tensor]
     latents: list[Tensor]
     windows: list[Tensor]
 
@@ -93,10 +93,8 @@ def fresh_dit(seed: int, config: Mapping[str, Any] = DIT_CONFIG) -> DiT:
 def draw_batch(examples: Examples, chosen: Tensor, blocks: int) -> Batch:
     """The sessions of some clips, their first `blocks` blocks."""
     person = examples.person[chosen]
-    texts = [examples.text[int(p)] for p in examples.prompt[chosen]]
-    text = torch.zeros(len(texts), max(map(len, texts)), texts[0].shape[1])
-    for i, rows in enumerate(texts):
-        text[i, : len(rows)] = rows
+    every_text = nn.utils.rnn.pad_sequence(examples.text, batch_first=True)
+    text = [every_text[examples.prompt[chosen, block]] for block in range(blocks)]
     latents, first = [], 0
     clip = examples.latents[chosen].float()
     for block in range(blocks):
@@ -104,7 +102,7 @@ def draw_batch(examples: Examples, chosen: Tensor, blocks: int) -> Batch:
         latents.append(clip[:, :, first : first + count])
         first += count
     windows = [windows_of(examples.audio[b][chosen].float(), b) for b in range(blocks)]
-    return Batch(examples.y[person].float(), text, examples.image[person], latents, windows)
+    return Batch(examples.y[person].float(), examples.image[person], text, latents, windows)
 
 
 def denoise(dit: DiT, batch: Batch, step: int, noisy: list[Tensor]) -> list[Tensor]:
@@ -118,7 +116,7 @@ def denoise(dit: DiT, batch: Batch, step: int, noisy: list[Tensor]) -> list[Tens
     for block, z in enumerate(noisy):
         plan = plan_block(block)
         y = batch.y[:, :, plan.first_slot : plan.end_slot]
-        given = (z, y, timestep, batch.text, batch.image, batch.windows[block])
+        given = (z, y, timestep, batch.text[block], batch.image, batch.windows[block])
         velocity, caches = dit(*given, caches, plan, skip_audio=step == 0)
         cleaned.append(z - SIGMAS[step] * velocity.float())
     return cleaned
@@ -221,8 +219,8 @@ def evaluate(dit: DiT, batch: Batch, settings: DitSettings) -> dict[str, float]:
     torch.manual_seed(1)
     silent = Batch(
         batch.y,
-        batch.text,
         batch.image,
+        batch.text,
         batch.latents,
         [torch.zeros_like(windows) for windows in batch.windows],
     )

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from liveact.audio.chain import SAMPLES_PER_FEATURE
 from training.data.clips import Clips
-from training.data.motion import COLUMNS
+from training.data.motion import SPOKEN
 from training.optimiser import Muon, split
 from training.run import Run, learning_rate
 from training.speech.model import SpeechEncoder
 
-TARGETS = COLUMNS[:7]  # all but the smile, which is the prompt's
+TARGETS = SPOKEN
 SCALE = torch.tensor([0.24, 0.36, 0.33, 0.25, 0.2, 0.26, 0.13])  # their deviations
 LONGEST = 136  # features: 100 of history and 36 of a block
 # A window after block b ends two features after the last frame of the block.
