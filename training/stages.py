@@ -5,6 +5,7 @@ Every stage reads what the ones before left in one directory, and goes on where 
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from dataclasses import replace
@@ -20,6 +21,7 @@ from training.data.identity import identity
 from training.data.motion import COLUMNS
 from training.data.portrait import draw
 from training.dit.examples import Examples, encode_clips, load_vae
+from training.dit.forcing import ForcingSettings, compare
 from training.dit.train import DitSettings, train_dit
 from training.run import plot
 from training.speech.model import SpeechEncoder
@@ -29,7 +31,7 @@ from training.vae.train import CLIPS, PICTURES, POLISH, train_vae
 
 FRAMES = 149  # of a clip: five blocks and 7.45 s
 PEOPLE = 160
-TRAINED_ON = 48  # the people whose clips the DiT sees
+TRAINED_ON = 80  # the people whose clips the DiT sees
 
 
 def make_data(work: Path, count: int, flite: float) -> None:
@@ -121,6 +123,13 @@ def train_transformer(work: Path, settings: DitSettings, minutes: float) -> None
     dit = train_dit(examples, work / "dit", settings, stop_at=time.time() + 60 * minutes)
     write_dit(work / "checkpoint", dit.state_dict())
     plot(work / "dit" / "log.jsonl", work / "dit" / "curves.png")
+
+
+def compare_forcing(work: Path, seconds: float) -> None:
+    """`forcing.json`: a line for each way of forcing and quarter of the time."""
+    examples = Examples.load(work / "examples.pt")
+    lines = compare(examples, ForcingSettings(seconds=seconds))
+    (work / "forcing.json").write_text(json.dumps(lines, indent=1) + "\n")
 
 
 def export(work: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from training.data.identity import identity
 from training.data.motion import COLUMNS, motion_of
 from training.data.portrait import draw
 from training.dit.examples import Examples
+from training.dit.forcing import WAYS, ForcingSettings, forced_loss, train_way
 from training.dit.train import (
     DitSettings,
     draw_batch,
@@ -221,6 +223,32 @@ def test_the_dit_learns_to_hear(tmp_path: Path) -> None:
     held = draw_batch(examples, torch.arange(4), 2)
     found = evaluate(dit, held, settings)
     assert found["held"] < 0.4 * found["deaf"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_forcing_learns(way: str) -> None:
+    """Zeros have an error of 2: half of it is the portrait, the other half what is heard."""
+    settings = ForcingSettings(seconds=60, batch=4, rate=1e-2, warmup=5, reports=1)
+    ticks = itertools.count()  # a step lasts one of them, however fast the machine is
+    examples = talking_noise(16, 3, 2)
+    (line,) = train_way(way, examples, settings, TINY, clock=lambda: float(next(ticks)))
+    assert line["steps"] == 60 and max(line[f"block_{b}"] for b in range(3)) < 1.5
+
+
+def test_a_step_of_each_way_has_gradients_in_every_layer() -> None:
+    dit = fresh_dit(0, TINY)
+    with torch.no_grad():
+        for name, parameter in dit.named_parameters():
+            if name.endswith(("attn.o.weight", "attn.proj.weight", "ffn.2.weight")):
+                parameter.normal_(0, 0.05)
+    batch = draw_batch(talking_noise(1, 3, 2), torch.arange(1), 3)
+    for way in WAYS:
+        dit.zero_grad()
+        forced_loss(dit, batch, way, 2).backward()
+        for layer in dit.blocks:
+            gradient = layer.self_attn.k.weight.grad
+            assert isinstance(gradient, Tensor) and float(gradient.abs().max()) > 0, way
 
 
 # ------------------------------------------------------------------------------ measuring
