@@ -20,7 +20,7 @@ from liveact.commands import cli
 from liveact.dit.dit import MemoryPolicy
 from liveact.engine import Engine
 from liveact.media.sound import open_audio
-from training.data.clips import HELD_OUT
+from training.data.clips import HELD_OUT, heard
 from training.data.espeak import FloatArray, Phoneme, Utterance
 from training.data.expressions import EXPRESSIONS, RAMP, WORDINGS
 from training.data.identity import identity
@@ -35,6 +35,7 @@ from training.measure import (
     shown_expressions,
     synchronisation,
 )
+from training.sync import load_sync, score
 
 Lines = list[dict[str, Any]]
 # The bundled portrait, one trained on, and people nobody trained on.
@@ -84,10 +85,16 @@ def likeness(person: int, made: Film) -> dict[str, float]:
     }
 
 
-def measured(person: int, made: Film) -> dict[str, Any]:
-    """Lip synchronisation and likeness of a film of a neutral face."""
+def measured(person: int, said: Utterance, made: Film) -> dict[str, Any]:
+    """Lip synchronisation, by geometry and by the scorer, and likeness, of a neutral face."""
     found = mouth_openings(identity(person), made.pictures)
-    return asdict(synchronisation(found, made.motion)) | likeness(person, made)
+    speech = torch.from_numpy(heard(said.samples, said.sample_rate_hz, len(made.pictures)))
+    scored = score(load_sync(), identity(person), speech, made.pictures)
+    return (
+        asdict(synchronisation(found, made.motion))
+        | {"sync_c": scored.confidence, "sync_d": scored.distance, "offset": scored.offset}
+        | likeness(person, made)
+    )
 
 
 def averaged(lines: Lines, **names: Any) -> dict[str, Any]:
@@ -106,7 +113,7 @@ def sync(options: argparse.Namespace) -> Lines:
     with open_engine(options) as engine:
         for person, said, voice in cases(options.films):
             line = {"person": person, "voice": voice}
-            lines.append(line | measured(person, film(engine, person, said)))
+            lines.append(line | measured(person, said, film(engine, person, said)))
     return [*lines, averaged(lines, person="mean", voice="")]
 
 
@@ -124,7 +131,7 @@ def recorded(options: argparse.Namespace) -> Lines:
     said = paused(recording(), 0.5)
     with open_engine(options) as engine:
         for person in PEOPLE[: options.films]:
-            lines.append({"person": person} | measured(person, film(engine, person, said)))
+            lines.append({"person": person} | measured(person, said, film(engine, person, said)))
     return [*lines, averaged(lines, person="mean")]
 
 
@@ -239,7 +246,7 @@ def memory(options: argparse.Namespace) -> Lines:
                 made = film(engine, person, said, memory=policy)
                 frames = BlockClock(Slots(*policy.slots)).block_video_frames
                 steady = median(made.denoise_ms[STEADY_BLOCK:])
-                found.append(measured(person, made) | {"ms_per_frame": steady / frames})
+                found.append(measured(person, said, made) | {"ms_per_frame": steady / frames})
             lines.append(averaged(found, memory=name))
     return lines
 
@@ -258,8 +265,8 @@ def precision(options: argparse.Namespace) -> Lines:
                 films = [film(engine, person, said) for person, said in given]
             exact = exact or films
             found = [
-                measured(person, made) | {"fp32_db": psnr(made.pictures, true.pictures)}
-                for (person, _), made, true in zip(given, films, exact, strict=True)
+                measured(person, said, made) | {"fp32_db": psnr(made.pictures, true.pictures)}
+                for (person, said), made, true in zip(given, films, exact, strict=True)
             ]
             lines.append(averaged(found, precision=name))
     return lines

@@ -44,6 +44,7 @@ def main() -> None:
     dit.add_argument("--rate", type=float, default=DitSettings.rate, help="%(default)s")
     dit.add_argument("--on-policy", action="store_true", help="the whole sampler, to finish with")
     dit.add_argument("--minutes", type=float, default=1e6, help="stop and write after these")
+    commands.add_parser("sync", help="train the scorer that the quality benchmark uses")
     forcing = commands.add_parser("forcing", help="compare Neighbor Forcing with three others")
     forcing.add_argument("--seconds", type=float, default=240.0, help="of CPU, each; %(default)s")
     polish = commands.add_parser("polish", help="train the decoder on; latents stay as they are")
@@ -70,6 +71,8 @@ def _run(a: argparse.Namespace) -> None:
     elif a.stage == "dit":
         settings = DitSettings(steps=a.steps, batch=a.batch, rate=a.rate, on_policy=a.on_policy)
         stages.train_transformer(a.work, settings, a.minutes)
+    elif a.stage == "sync":
+        stages.train_scorer(a.work)
     elif a.stage == "forcing":
         stages.compare_forcing(a.work, a.seconds)
     elif a.stage == "polish":

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from reference import VAE
-from training.checkpoint import write_dit, write_encoders, write_vae
+from training.checkpoint import rounded, write_dit, write_encoders, write_vae
 from training.data.clips import HELD_OUT, Clips, make_clips
 from training.data.identity import identity
 from training.data.motion import COLUMNS
@@ -26,6 +27,7 @@ from training.dit.train import DitSettings, train_dit
 from training.run import plot
 from training.speech.model import SpeechEncoder
 from training.speech.train import SpeechSettings, correlations, train_speech
+from training.sync import WEIGHTS, SyncSettings, drawn_score, train_sync
 from training.vae.model import SMALL, fold_normalisation, inflated, raw_moments
 from training.vae.train import CLIPS, PICTURES, POLISH, train_vae
 
@@ -130,6 +132,15 @@ def compare_forcing(work: Path, seconds: float) -> None:
     examples = Examples.load(work / "examples.pt")
     lines = compare(examples, ForcingSettings(seconds=seconds))
     (work / "forcing.json").write_text(json.dumps(lines, indent=1) + "\n")
+
+
+def train_scorer(work: Path) -> None:
+    """The sync scorer that the benchmark of quality reads, and its scores of held-out drawings."""
+    held = Clips.load(work / "held.npz")
+    net = train_sync(Clips.load(work / "clips.npz"), work / "sync", SyncSettings())
+    save_file(rounded(net.state_dict()), WEIGHTS)
+    for index in range(4):
+        print(drawn_score(net, held, index))
 
 
 def export(work: Path, target: Path) -> None:

@@ -40,6 +40,7 @@ from training.measure import (
 from training.optimiser import Muon, orthogonalised, split
 from training.run import Run, learning_rate, plot, read_log
 from training.speech.train import SpeechSettings, train_speech
+from training.sync import SyncSettings, bands, score, train_sync, windows_at
 from training.vae.model import SMALL, inflated
 from training.vae.train import POLISH, VaeSettings, train_vae
 
@@ -285,3 +286,36 @@ def test_a_late_picture_is_told() -> None:
     found = synchronisation(late, motion)
     assert found.closed is None  # there is no p, b or m
     assert found.lag == 2 and found.best > 0.99 > 0.5 > found.correlation
+
+
+# ------------------------------------------------------------------------------ sync scorer
+
+
+def test_sound_and_pictures_of_a_window_are_of_one_time() -> None:
+    """A click at frame 20 is in the columns of frame 20: four to a frame."""
+    speech = torch.zeros(40 * 640)
+    speech[20 * 640 + 300 :][:40] = 1.0
+    sound = bands(speech)
+    assert sound.shape == (40, 160)
+    assert int(sound.mean(0).argmax()) // 4 == 20
+    mouths = torch.arange(40.0).view(40, 1, 1).expand(40, 32, 32)
+    heard, seen = windows_at(sound, mouths, torch.tensor([18, 3]))
+    assert heard.shape == (2, 40, 20) and seen.shape == (2, 5, 32, 32)
+    assert int(heard[0].mean(0).argmax()) // 4 == 2 and seen[0, 2, 0, 0] == 20
+
+
+@pytest.mark.slow
+def test_the_scorer_learns_which_mouth_goes_with_which_sound(tmp_path: Path) -> None:
+    """On clips that it knows: late pictures are told by their frames, a mouth at rest by its
+    confidence."""
+    clips = make_clips(20, 3, 90, people=2)
+    settings = SyncSettings(steps=150, pool=3, clips=3, warmup=10)
+    net = train_sync(clips, tmp_path, settings)
+    clip = next(clips[i] for i in range(3) if clips.motion[i, :, 0].std() > 0.1)
+    pictures, speech = clip.frames(), torch.from_numpy(clip.speech)
+    right = score(net, clip.identity, speech, pictures)
+    assert right.offset == 0 and right.confidence > 0.3
+    late = torch.cat([pictures[:4], pictures[:-4]])
+    assert score(net, clip.identity, speech, late).offset == 4
+    still = pictures[:1].expand_as(pictures)
+    assert score(net, clip.identity, speech, still).confidence < 0.3 * right.confidence
