@@ -1,4 +1,4 @@
-"""`python -m training STAGE`: trains a small model on a CPU; every stage resumes after a kill."""
+"""`python -m training STAGE`: trains a small model; every stage resumes after a kill."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("out/training"), help="%(default)s")
     parser.add_argument("--threads", type=int, default=1, help="of torch; %(default)s")
+    parser.add_argument("--device", default="cpu", help="of networks that learn; %(default)s")
     commands = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     data = commands.add_parser("data", help="speech and motion of clips")
     data.add_argument("--clips", type=int, default=1500, help="%(default)s")
@@ -62,21 +63,21 @@ def _run(a: argparse.Namespace) -> None:
     elif a.stage == "portrait":
         stages.write_portrait(a.seed, a.out, a.size)
     elif a.stage == "vae":
-        stages.train_autoencoder(a.work, a.steps)
+        stages.train_autoencoder(a.work, a.steps, a.device)
     elif a.stage == "speech":
-        print(stages.train_encoder(a.work, SpeechSettings(steps=a.steps)))
+        print(stages.train_encoder(a.work, SpeechSettings(steps=a.steps), a.device))
     elif a.stage == "encode":
         stages.export_encoders(a.work)
-        stages.encode(a.work, a.clips, a.blocks)
+        stages.encode(a.work, a.clips, a.blocks, a.device)
     elif a.stage == "dit":
         settings = DitSettings(steps=a.steps, batch=a.batch, rate=a.rate, on_policy=a.on_policy)
-        stages.train_transformer(a.work, settings, a.minutes)
+        stages.train_transformer(a.work, settings, a.minutes, a.device)
     elif a.stage == "sync":
         stages.train_scorer(a.work)
     elif a.stage == "forcing":
         stages.compare_forcing(a.work, a.seconds)
     elif a.stage == "polish":
-        stages.polish(a.work, a.minutes)
+        stages.polish(a.work, a.minutes, a.device)
     elif a.stage == "export":
         stages.export(a.work, a.out)
 

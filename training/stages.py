@@ -56,19 +56,20 @@ def write_portrait(seed: int, path: Path, size: int) -> None:
     )
 
 
-def train_autoencoder(work: Path, steps: int) -> None:
+def train_autoencoder(work: Path, steps: int, device: str) -> None:
     """Pictures, then `steps` steps of clips."""
     clips = Clips.load(work / "clips.npz")
-    vae = train_vae(clips, work / "vae_pictures", PICTURES)
-    train_vae(clips, work / "vae_clips", replace(CLIPS, steps=steps), start=vae)
+    vae = train_vae(clips, work / "vae_pictures", PICTURES, device=device)
+    train_vae(clips, work / "vae_clips", replace(CLIPS, steps=steps), start=vae, device=device)
     for name in ("vae_pictures", "vae_clips"):
         plot(work / name / "log.jsonl", work / name / "curves.png")
 
 
-def train_encoder(work: Path, settings: SpeechSettings) -> dict[str, float]:
+def train_encoder(work: Path, settings: SpeechSettings, device: str) -> dict[str, float]:
     """The speech encoder; returns its correlations on held-out voices."""
     held = Clips.load(work / "held.npz")
-    trainer = train_speech(Clips.load(work / "clips.npz"), held, work / "speech", settings)
+    clips = Clips.load(work / "clips.npz")
+    trainer = train_speech(clips, held, work / "speech", settings, device=device)
     plot(work / "speech" / "log.jsonl", work / "speech" / "curves.png")
     return correlations(trainer, held)
 
@@ -102,27 +103,28 @@ def export_encoders(work: Path) -> Path:
     return work / "checkpoint"
 
 
-def polish(work: Path, minutes: float) -> None:
+def polish(work: Path, minutes: float, device: str) -> None:
     """Trains the decoder of the checkpoint on, with its latents as they are."""
     vae = load_vae(work / "checkpoint")
     stop_at = time.time() + 60 * minutes
     clips = Clips.load(work / "clips.npz")
-    vae = train_vae(clips, work / "vae_polish", POLISH, start=vae, stop_at=stop_at)
+    vae = train_vae(clips, work / "vae_polish", POLISH, start=vae, stop_at=stop_at, device=device)
     write_vae(work / "checkpoint", vae.state_dict())
     plot(work / "vae_polish" / "log.jsonl", work / "vae_polish" / "curves.png")
 
 
-def encode(work: Path, count: int, blocks: int) -> None:
+def encode(work: Path, count: int, blocks: int, device: str) -> None:
     """`examples.pt`: latents and conditioning of `count` clips of the first `TRAINED_ON` people."""
     clips = Clips.load(work / "clips.npz")
     chosen = [i for i in range(len(clips)) if clips.people[i] < TRAINED_ON][:count]
-    encode_clips(clips, chosen, work / "checkpoint", blocks).save(work / "examples.pt")
+    encode_clips(clips, chosen, work / "checkpoint", blocks, device).save(work / "examples.pt")
 
 
-def train_transformer(work: Path, settings: DitSettings, minutes: float) -> None:
+def train_transformer(work: Path, settings: DitSettings, minutes: float, device: str) -> None:
     """The DiT, for some minutes or to the end; then its weights beside the encoders'."""
     examples = Examples.load(work / "examples.pt")
-    dit = train_dit(examples, work / "dit", settings, stop_at=time.time() + 60 * minutes)
+    stop_at = time.time() + 60 * minutes
+    dit = train_dit(examples, work / "dit", settings, stop_at=stop_at, device=device)
     write_dit(work / "checkpoint", dit.state_dict())
     plot(work / "dit" / "log.jsonl", work / "dit" / "curves.png")
 

@@ -170,10 +170,9 @@ def sampled_block(dit: DiT, batch: Batch, block: int, caches: Sequence[KVCache])
 @torch.no_grad()
 def sampled_errors(dit: DiT, batch: Batch, way: str) -> list[float]:
     """The mean squared error of each block of clips that are made as this way makes them."""
-    state = torch.random.get_rng_state()
-    torch.manual_seed(1)
     made: list[Tensor] = []
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.random.fork_rng(), torch.autocast("cpu", torch.bfloat16):
+        torch.manual_seed(1)
         if way == "neighbor":
             noisy = [torch.randn_like(latent) for latent in batch.latents]
             for step in range(STEPS):
@@ -184,7 +183,6 @@ def sampled_errors(dit: DiT, batch: Batch, way: str) -> list[float]:
             for block in range(len(batch.latents)):
                 made.append(sampled_block(dit, batch, block, caches))
                 _, caches = one_block(dit, batch, block, made[-1], CLEAN, caches)
-    torch.random.set_rng_state(state)
     return [
         float((x0 - truth).square().mean()) for x0, truth in zip(made, batch.latents, strict=True)
     ]

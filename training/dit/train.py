@@ -69,6 +69,14 @@ class Batch:
     latents: list[Tensor]
     windows: list[Tensor]
 
+    def to(self, device: str) -> Batch:
+        """The same there."""
+        text, latents, windows = (
+            [tensor.to(device) for tensor in some]
+            for some in (self.text, self.latents, self.windows)
+        )
+        return Batch(self.y.to(device), self.image.to(device), text, latents, windows)
+
 
 def fresh_dit(seed: int, config: Mapping[str, Any] = DIT_CONFIG) -> DiT:
     """A DiT whose layers add nothing yet: projections into the residual stream are zero, gates one,
@@ -111,7 +119,7 @@ def denoise(dit: DiT, batch: Batch, step: int, noisy: list[Tensor]) -> list[Tens
     The same as `DiTStream.denoise`, step by step instead of block by block.
     """
     caches: list[KVCache] = dit.empty_caches(len(batch.y), tuple(batch.y.shape[3:]))  # type: ignore[arg-type]
-    timestep = torch.tensor(TIMESTEPS[step])
+    timestep = torch.tensor(TIMESTEPS[step], device=batch.y.device)
     cleaned = []
     for block, z in enumerate(noisy):
         plan = plan_block(block)
@@ -147,7 +155,9 @@ def rollout(
     for step in range(first, 1 + max(trained, default=STEPS - 1)):
         with (
             torch.set_grad_enabled(step in trained and torch.is_grad_enabled()),
-            torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"),
+            torch.autocast(
+                batch.y.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
+            ),
         ):
             cleaned = denoise(dit, batch, step, noisy)
         errors = [
@@ -181,23 +191,25 @@ def train_dit(
     *,
     stop_at: float = math.inf,
     config: Mapping[str, Any] = DIT_CONFIG,
+    device: str = "cpu",
 ) -> DiT:
     """Trains, or goes on training, until `settings.steps` or the time `stop_at` (of `time.time`);
     returns the averaged DiT."""
-    dit = fresh_dit(settings.seed, config)
+    dit = fresh_dit(settings.seed, config).to(device)
     dit.narrow_rotation()
     optimiser = Muon(*split(dit, hidden_matrix), weight_decay=1e-3)
     changeable = frozenset(asdict(settings)) - {"seed"}
     run = Run(directory, dit, optimiser, asdict(settings), decay=0.99, changeable=changeable)
     generator = torch.Generator().manual_seed(settings.seed + 7919 * run.step)
     held_out = max(4, len(examples.person) // 20)
-    held = draw_batch(examples, torch.arange(min(4, held_out)), examples.blocks)
+    held = draw_batch(examples, torch.arange(min(4, held_out)), examples.blocks).to(device)
     while run.step < settings.steps and time.time() < stop_at:
         run.set_rate(learning_rate(run.step, settings.rate, settings.warmup, settings.steps))
         count = len(examples.person) - held_out
         chosen = held_out + torch.randint(count, (settings.batch,), generator=generator)
         long = run.step % settings.long_every == 0
         batch = draw_batch(examples, chosen, examples.blocks if long else settings.blocks)
+        batch = batch.to(device)
         trained = steps_of(run.step, settings)
         losses = dict(rollout(dit, batch, settings, trained))
         norm = run.stepped(torch.stack([losses[step] for step in trained]).sum())
@@ -209,14 +221,12 @@ def train_dit(
             )
     run.save()
     run.average.copy_to(dit)
-    return dit
+    return dit.cpu()
 
 
 @torch.no_grad()
 def evaluate(dit: DiT, batch: Batch, settings: DitSettings) -> dict[str, float]:
     """Of a batch that is not trained on: the last step's loss, with and without its audio."""
-    state = torch.random.get_rng_state()
-    torch.manual_seed(1)
     silent = Batch(
         batch.y,
         batch.image,
@@ -225,9 +235,10 @@ def evaluate(dit: DiT, batch: Batch, settings: DitSettings) -> dict[str, float]:
         [torch.zeros_like(windows) for windows in batch.windows],
     )
     found = {}
-    for name, given in (("held", batch), ("deaf", silent)):
-        found[name] = dict(rollout(dit, given, settings, ()))[STEPS - 1]
-    torch.random.set_rng_state(state)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for name, given in (("held", batch), ("deaf", silent)):
+            found[name] = dict(rollout(dit, given, settings, ()))[STEPS - 1]
     return {name: float(value) for name, value in found.items()}
 
 

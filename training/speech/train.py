@@ -83,24 +83,30 @@ def correlations(trainer: SpeechTrainer, clips: Clips) -> dict[str, float]:
 
 
 def train_speech(
-    clips: Clips, held_out: Clips, directory: Path, settings: SpeechSettings
+    clips: Clips,
+    held_out: Clips,
+    directory: Path,
+    settings: SpeechSettings,
+    *,
+    device: str = "cpu",
 ) -> SpeechTrainer:
     """Trains, or goes on training, to `settings.steps`; returns the averaged encoder."""
     torch.manual_seed(settings.seed)
-    trainer = SpeechTrainer()
+    trainer = SpeechTrainer().to(device)
     optimiser = Muon(*split(trainer, lambda name: "encoder.layers" in name or ".conv." in name))
     run = Run(directory, trainer, optimiser, asdict(settings), decay=0.99)
     generator = torch.Generator().manual_seed(settings.seed + 7919 * run.step)
     while run.step < settings.steps:
         run.set_rate(learning_rate(run.step, settings.rate, settings.warmup, settings.steps))
         samples, targets = draw_windows(clips, settings.batch, generator)
-        said = trainer(samples, targets.shape[1])
-        loss = (said - targets).square().mean()
+        said = trainer(samples.to(device), targets.shape[1])
+        loss = (said - targets.to(device)).square().mean()
         norm = run.stepped(loss)
         if run.step % 100 == 0 or run.step == settings.steps:
             trainer.eval()
-            run.report(loss=float(loss.detach()), gradient=norm, **correlations(trainer, held_out))
-            trainer.train()
+            found = correlations(trainer.cpu(), held_out)
+            run.report(loss=float(loss.detach()), gradient=norm, **found)
+            trainer.to(device).train()
     run.save()
     run.average.copy_to(trainer)
-    return trainer
+    return trainer.cpu()
