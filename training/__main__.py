@@ -44,12 +44,12 @@ def main() -> None:
     dit.add_argument("--batch", type=int, default=DitSettings.batch, help="%(default)s")
     dit.add_argument("--rate", type=float, default=DitSettings.rate, help="%(default)s")
     dit.add_argument("--on-policy", action="store_true", help="the whole sampler, to finish with")
-    dit.add_argument("--minutes", type=float, default=1e6, help="stop and write after these")
     commands.add_parser("sync", help="train the scorer that the quality benchmark uses")
     forcing = commands.add_parser("forcing", help="compare Neighbor Forcing with three others")
     forcing.add_argument("--seconds", type=float, default=240.0, help="of CPU, each; %(default)s")
     polish = commands.add_parser("polish", help="train the decoder on; latents stay as they are")
-    polish.add_argument("--minutes", type=float, default=1e6, help="stop and write after these")
+    for stage in (vae, speech, dit, polish):
+        stage.add_argument("--minutes", type=float, default=1e6, help="stop and write after these")
     export = commands.add_parser("export", help="copy the checkpoint")
     export.add_argument("--out", type=Path, default=Path("examples/talker"), help="%(default)s")
     arguments = parser.parse_args()
@@ -63,15 +63,16 @@ def _run(a: argparse.Namespace) -> None:
     elif a.stage == "portrait":
         stages.write_portrait(a.seed, a.out, a.size)
     elif a.stage == "vae":
-        stages.train_autoencoder(a.work, a.steps, a.device)
+        stages.train_autoencoder(a.work, a.steps, a.minutes, a.device)
     elif a.stage == "speech":
-        print(stages.train_encoder(a.work, SpeechSettings(steps=a.steps), a.device))
+        settings = SpeechSettings(steps=a.steps)
+        print(stages.train_encoder(a.work, settings, a.minutes, a.device))
     elif a.stage == "encode":
         stages.export_encoders(a.work)
         stages.encode(a.work, a.clips, a.blocks, a.device)
     elif a.stage == "dit":
-        settings = DitSettings(steps=a.steps, batch=a.batch, rate=a.rate, on_policy=a.on_policy)
-        stages.train_transformer(a.work, settings, a.minutes, a.device)
+        dit = DitSettings(steps=a.steps, batch=a.batch, rate=a.rate, on_policy=a.on_policy)
+        stages.train_transformer(a.work, dit, a.minutes, a.device)
     elif a.stage == "sync":
         stages.train_scorer(a.work)
     elif a.stage == "forcing":

@@ -56,20 +56,26 @@ def write_portrait(seed: int, path: Path, size: int) -> None:
     )
 
 
-def train_autoencoder(work: Path, steps: int, device: str) -> None:
-    """Pictures, then `steps` steps of clips."""
+def train_autoencoder(work: Path, steps: int, minutes: float, device: str) -> None:
+    """Pictures, for at most a third of the time, then `steps` steps of clips."""
+    begin = time.time()
     clips = Clips.load(work / "clips.npz")
-    vae = train_vae(clips, work / "vae_pictures", PICTURES, device=device)
-    train_vae(clips, work / "vae_clips", replace(CLIPS, steps=steps), start=vae, device=device)
+    first, then = PICTURES, replace(CLIPS, steps=steps)
+    ends = begin + 20 * minutes, begin + 60 * minutes
+    vae = train_vae(clips, work / "vae_pictures", first, stop_at=ends[0], device=device)
+    train_vae(clips, work / "vae_clips", then, start=vae, stop_at=ends[1], device=device)
     for name in ("vae_pictures", "vae_clips"):
         plot(work / name / "log.jsonl", work / name / "curves.png")
 
 
-def train_encoder(work: Path, settings: SpeechSettings, device: str) -> dict[str, float]:
+def train_encoder(
+    work: Path, settings: SpeechSettings, minutes: float, device: str
+) -> dict[str, float]:
     """The speech encoder; returns its correlations on held-out voices."""
+    stop_at = time.time() + 60 * minutes
     held = Clips.load(work / "held.npz")
     clips = Clips.load(work / "clips.npz")
-    trainer = train_speech(clips, held, work / "speech", settings, device=device)
+    trainer = train_speech(clips, held, work / "speech", settings, stop_at=stop_at, device=device)
     plot(work / "speech" / "log.jsonl", work / "speech" / "curves.png")
     return correlations(trainer, held)
 

@@ -7,6 +7,8 @@ all of it.
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -88,15 +90,17 @@ def train_speech(
     directory: Path,
     settings: SpeechSettings,
     *,
+    stop_at: float = math.inf,
     device: str = "cpu",
 ) -> SpeechTrainer:
-    """Trains, or goes on training, to `settings.steps`; returns the averaged encoder."""
+    """Trains, or goes on training, to `settings.steps` or the time `stop_at` (of `time.time`);
+    returns the averaged encoder."""
     torch.manual_seed(settings.seed)
     trainer = SpeechTrainer().to(device)
     optimiser = Muon(*split(trainer, lambda name: "encoder.layers" in name or ".conv." in name))
     run = Run(directory, trainer, optimiser, asdict(settings), decay=0.99)
     generator = torch.Generator().manual_seed(settings.seed + 7919 * run.step)
-    while run.step < settings.steps:
+    while run.step < settings.steps and time.time() < stop_at:
         run.set_rate(learning_rate(run.step, settings.rate, settings.warmup, settings.steps))
         samples, targets = draw_windows(clips, settings.batch, generator)
         said = trainer(samples.to(device), targets.shape[1])
