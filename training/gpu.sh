@@ -24,7 +24,7 @@ stage() { # name, arguments
     echo "$1: $((SECONDS - begin)) s"
 }
 minutes() { # percent of the time
-    echo "scale=4; $seconds * $1 / 6000" | bc
+    awk -v s="$seconds" -v p="$1" "BEGIN { print s * p / 6000 }"
 }
 stage vae --steps 3000 --minutes "$(minutes 40)"
 stage speech --steps 6000 --minutes "$(minutes 15)"

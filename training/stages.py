@@ -123,7 +123,8 @@ def encode(work: Path, count: int, blocks: int, device: str) -> None:
     """`examples.pt`: latents and conditioning of `count` clips of the first `TRAINED_ON` people."""
     clips = Clips.load(work / "clips.npz")
     chosen = [i for i in range(len(clips)) if clips.people[i] < TRAINED_ON][:count]
-    encode_clips(clips, chosen, work / "checkpoint", blocks, device).save(work / "examples.pt")
+    examples = encode_clips(clips, chosen, work / "checkpoint", blocks, work / "encoded", device)
+    examples.save(work / "examples.pt")
 
 
 def train_transformer(work: Path, settings: DitSettings, minutes: float, device: str) -> None:

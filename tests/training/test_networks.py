@@ -19,7 +19,15 @@ from liveact.vae.condition import condition_on
 from liveact.vae.vae import Vae
 from reference import DiT, plan_block
 from training.checkpoint import AUDIO_DIM, DIT_CONFIG, IMAGE_DIM, write_dit, write_encoders
-from training.dit.examples import encode_person, load_vae, streamed_features, windows_of
+from training.data.clips import Clips, make_clip, make_clips
+from training.data.expressions import PROMPTS
+from training.dit.examples import (
+    encode_clips,
+    encode_person,
+    load_vae,
+    streamed_features,
+    windows_of,
+)
 from training.dit.train import SIGMAS, Batch, denoise, fresh_dit
 from training.speech.model import SpeechEncoder
 from training.vae.model import SMALL, fold_normalisation, inflated, raw_decode, raw_moments
@@ -112,6 +120,26 @@ def test_features_are_cut_as_a_live_session_cuts_them(checkpoint: Path) -> None:
     front_end.end()
     for block, rows in enumerate(streamed_features(encoder, speech, 4)):
         torch.testing.assert_close(front_end.block_features(block), rows, atol=2e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_what_was_encoded_is_not_encoded_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = make_clips(0, 3, 30, people=2)
+    one = encode_clips(clips, [0, 1], checkpoint, 1, tmp_path)
+    assert one.latents.shape == (2, 16, 6, 16, 16) and one.audio[0].shape == (2, 25, 3, 64)
+    assert one.prompt.shape == (2, 1) and len(one.text) == len(PROMPTS)
+    drawn: list[int] = []
+    monkeypatch.setattr(Clips, "__getitem__", lambda _, i: drawn.append(i) or make_clip(i, 30, 2))
+    more = encode_clips(clips, [0, 1, 2], checkpoint, 1, tmp_path)
+    assert drawn == [2]
+    assert torch.equal(more.latents[:2], one.latents) and torch.equal(
+        more.audio[0][:2], one.audio[0]
+    )
+    shorter = make_clips(0, 3, 29, people=2)
+    encode_clips(shorter, [0], checkpoint, 1, tmp_path)  # other clips
+    assert drawn == [2, 0]
 
 
 # ------------------------------------------------------------------------------ DiT
