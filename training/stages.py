@@ -33,7 +33,7 @@ from training.vae.train import CLIPS, PICTURES, POLISH, train_vae
 
 FRAMES = 149  # of a clip: five blocks and 7.45 s
 PEOPLE = 160
-TRAINED_ON = 80  # the people whose clips the DiT sees
+TRAINED_ON = 48  # the people whose clips the DiT sees
 
 
 def make_data(work: Path, count: int, flite: float) -> None:

@@ -37,8 +37,8 @@ class SyncSettings:
     half of the clips are sharp."""
 
     seed: int = 0
-    steps: int = 1200
-    pool: int = 128
+    steps: int = 600
+    pool: int = 48
     clips: int = 8
     windows: int = 24
     rate: float = 2e-3
