@@ -37,6 +37,7 @@ BENCHMARKS = {
     "session": "live audio at real-time pace, as a viewer sees it; memory over hours",
     "latency": "speech to the first speaking frame, interruption to the last stale one",
     "conversation": "speech, silence and interruptions for an hour: nothing lost, flat memory",
+    "quality": "films of the small trained model: lips, prompts, drift, memory, formats",
     "profile": "a session for Nsight, and what instrumentation costs",
     "paper": "the paper's Tables 3 and 5 measured here beside the published; scaling",
 }

@@ -140,7 +140,7 @@ class Run:
         partial.replace(self.state_file)
 
     def _resume(self, changeable: frozenset[str]) -> None:
-        state = torch.load(self.state_file, weights_only=True)
+        state = torch.load(self.state_file, weights_only=True, map_location="cpu")
         expected, found = (
             {name: value for name, value in settings.items() if name not in changeable}
             for settings in (self.settings, state["settings"])
@@ -149,7 +149,8 @@ class Run:
             raise ValueError(f"{self.state_file}: expected {expected}, found {found}")
         self.step, self.seconds = state["step"], state["seconds"]
         self.module.load_state_dict(state["module"])
-        self.average.values = state["average"]
+        for name, value in state["average"].items():
+            self.average.values[name].copy_(value)
         self.optimiser.load_state_dict(state["optimiser"])
 
 

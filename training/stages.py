@@ -5,24 +5,29 @@ Every stage reads what the ones before left in one directory, and goes on where 
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from reference import VAE
-from training.checkpoint import write_dit, write_encoders, write_vae
+from training.checkpoint import rounded, write_dit, write_encoders, write_vae
 from training.data.clips import HELD_OUT, Clips, make_clips
 from training.data.identity import identity
 from training.data.motion import COLUMNS
 from training.data.portrait import draw
 from training.dit.examples import Examples, encode_clips, load_vae
+from training.dit.forcing import ForcingSettings, compare
 from training.dit.train import DitSettings, train_dit
 from training.run import plot
 from training.speech.model import SpeechEncoder
 from training.speech.train import SpeechSettings, correlations, train_speech
+from training.sync import WEIGHTS, SyncSettings, drawn_score, train_sync
 from training.vae.model import SMALL, fold_normalisation, inflated, raw_moments
 from training.vae.train import CLIPS, PICTURES, POLISH, train_vae
 
@@ -31,15 +36,16 @@ PEOPLE = 160
 TRAINED_ON = 48  # the people whose clips the DiT sees
 
 
-def make_data(work: Path, count: int) -> None:
-    """`clips.npz` to train on and `held.npz` with other voices and people."""
+def make_data(work: Path, count: int, flite: float) -> None:
+    """`clips.npz` to train on and `held.npz` with other voices and people. flite: the share of
+    English clips with its voices."""
     work.mkdir(parents=True, exist_ok=True)
     for name, first, number, people in (
         ("clips", 0, count, PEOPLE),
         ("held", HELD_OUT, max(4, count // 25), 40),
     ):
         if not (work / f"{name}.npz").exists():
-            make_clips(first, number, FRAMES, people).save(work / f"{name}.npz")
+            make_clips(first, number, FRAMES, people, flite).save(work / f"{name}.npz")
 
 
 def write_portrait(seed: int, path: Path, size: int) -> None:
@@ -50,19 +56,26 @@ def write_portrait(seed: int, path: Path, size: int) -> None:
     )
 
 
-def train_autoencoder(work: Path) -> None:
-    """Pictures, then clips."""
+def train_autoencoder(work: Path, steps: int, minutes: float, device: str) -> None:
+    """Pictures, for at most a third of the time, then `steps` steps of clips."""
+    begin = time.time()
     clips = Clips.load(work / "clips.npz")
-    vae = train_vae(clips, work / "vae_pictures", PICTURES)
-    train_vae(clips, work / "vae_clips", CLIPS, start=vae)
+    first, then = PICTURES, replace(CLIPS, steps=steps)
+    ends = begin + 20 * minutes, begin + 60 * minutes
+    vae = train_vae(clips, work / "vae_pictures", first, stop_at=ends[0], device=device)
+    train_vae(clips, work / "vae_clips", then, start=vae, stop_at=ends[1], device=device)
     for name in ("vae_pictures", "vae_clips"):
         plot(work / name / "log.jsonl", work / name / "curves.png")
 
 
-def train_encoder(work: Path, settings: SpeechSettings) -> dict[str, float]:
+def train_encoder(
+    work: Path, settings: SpeechSettings, minutes: float, device: str
+) -> dict[str, float]:
     """The speech encoder; returns its correlations on held-out voices."""
+    stop_at = time.time() + 60 * minutes
     held = Clips.load(work / "held.npz")
-    trainer = train_speech(Clips.load(work / "clips.npz"), held, work / "speech", settings)
+    clips = Clips.load(work / "clips.npz")
+    trainer = train_speech(clips, held, work / "speech", settings, stop_at=stop_at, device=device)
     plot(work / "speech" / "log.jsonl", work / "speech" / "curves.png")
     return correlations(trainer, held)
 
@@ -96,29 +109,47 @@ def export_encoders(work: Path) -> Path:
     return work / "checkpoint"
 
 
-def polish(work: Path, minutes: float) -> None:
+def polish(work: Path, minutes: float, device: str) -> None:
     """Trains the decoder of the checkpoint on, with its latents as they are."""
     vae = load_vae(work / "checkpoint")
     stop_at = time.time() + 60 * minutes
     clips = Clips.load(work / "clips.npz")
-    vae = train_vae(clips, work / "vae_polish", POLISH, start=vae, stop_at=stop_at)
+    vae = train_vae(clips, work / "vae_polish", POLISH, start=vae, stop_at=stop_at, device=device)
     write_vae(work / "checkpoint", vae.state_dict())
     plot(work / "vae_polish" / "log.jsonl", work / "vae_polish" / "curves.png")
 
 
-def encode(work: Path, count: int, blocks: int) -> None:
+def encode(work: Path, count: int, blocks: int, device: str) -> None:
     """`examples.pt`: latents and conditioning of `count` clips of the first `TRAINED_ON` people."""
     clips = Clips.load(work / "clips.npz")
     chosen = [i for i in range(len(clips)) if clips.people[i] < TRAINED_ON][:count]
-    encode_clips(clips, chosen, work / "checkpoint", blocks).save(work / "examples.pt")
+    examples = encode_clips(clips, chosen, work / "checkpoint", blocks, work / "encoded", device)
+    examples.save(work / "examples.pt")
 
 
-def train_transformer(work: Path, settings: DitSettings, minutes: float) -> None:
+def train_transformer(work: Path, settings: DitSettings, minutes: float, device: str) -> None:
     """The DiT, for some minutes or to the end; then its weights beside the encoders'."""
     examples = Examples.load(work / "examples.pt")
-    dit = train_dit(examples, work / "dit", settings, stop_at=time.time() + 60 * minutes)
+    stop_at = time.time() + 60 * minutes
+    dit = train_dit(examples, work / "dit", settings, stop_at=stop_at, device=device)
     write_dit(work / "checkpoint", dit.state_dict())
     plot(work / "dit" / "log.jsonl", work / "dit" / "curves.png")
+
+
+def compare_forcing(work: Path, seconds: float) -> None:
+    """`forcing.json`: a line for each way of forcing and quarter of the time."""
+    examples = Examples.load(work / "examples.pt")
+    lines = compare(examples, ForcingSettings(seconds=seconds))
+    (work / "forcing.json").write_text(json.dumps(lines, indent=1) + "\n")
+
+
+def train_scorer(work: Path) -> None:
+    """The sync scorer that the benchmark of quality reads, and its scores of held-out drawings."""
+    held = Clips.load(work / "held.npz")
+    net = train_sync(Clips.load(work / "clips.npz"), work / "sync", SyncSettings())
+    save_file(rounded(net.state_dict()), WEIGHTS)
+    for index in range(4):
+        print(drawn_score(net, held, index))
 
 
 def export(work: Path, target: Path) -> None:

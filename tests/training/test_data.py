@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.data.clips import HELD_OUT, Clips, heard, make_clip, make_clips
+from liveact.errors import InputError
+from training.data.clips import HELD_OUT, Clips, heard, make_clip, make_clips, resized
 from training.data.espeak import Phoneme, Voice, synthesise
+from training.data.expressions import (
+    PERIOD,
+    PROMPTS,
+    RAMP,
+    expression_of,
+    expression_track,
+    prompt_of,
+)
+from training.data.flite import Speaker, synthesise_flite
 from training.data.identity import identity
 from training.data.motion import COLUMNS, motion_of
 from training.data.portrait import INSIDE, TONGUE, TOOTH, draw, mouth_geometry
@@ -192,3 +203,59 @@ def test_clips_are_kept(tmp_path: Path) -> None:
     again = Clips.load(path)
     np.testing.assert_array_equal(again.motion, clips.motion)
     np.testing.assert_allclose(again.speech, clips.speech, atol=np.abs(clips.speech).max() / 3e4)
+
+
+# ------------------------------------------------------------------------------ expressions
+
+
+def test_prompts_differ_where_they_are_read() -> None:
+    assert len({text.encode()[:64] for text in PROMPTS}) == len(PROMPTS) == 15
+    assert expression_of(prompt_of("sad", 2)) == "sad"
+
+
+def test_an_expression_comes_and_goes_with_its_blocks() -> None:
+    track = expression_track(["neutral", "smiling", "neutral"], 90)
+    smile, others = track[:, 0], track[:, 1:]
+    assert not others.any() and not smile[:21].any()
+    assert smile[21] == pytest.approx(1 / RAMP) and (smile[20 + RAMP : 53] == 1).all()
+    assert (smile[52 + RAMP :] < 1e-12).all()
+
+
+def test_actions_repeat_in_step_with_the_blocks() -> None:
+    """So that their phase follows from the position in the block."""
+    nods = expression_track(["nodding"], 21 + 3 * 32)[:, 2]
+    np.testing.assert_allclose(nods[21:53], nods[53:85], atol=1e-6)
+    np.testing.assert_allclose(nods[21 : 21 + PERIOD], nods[37:53], atol=1e-6)
+    assert nods[21] == 0 and nods[29] == pytest.approx(1)
+
+
+def test_a_clip_has_the_expression_of_its_prompts() -> None:
+    clip = next(
+        c for c in (make_clip(i, 90, people=3) for i in range(40)) if len(set(c.prompts)) > 1
+    )
+    track = expression_track([expression_of(p) for p in clip.prompts], 90)
+    np.testing.assert_array_equal(clip.motion[1:, COLUMNS.index("smile") :], track[1:])
+
+
+def test_a_larger_head_speaks_lower_and_slower() -> None:
+    said = synthesise("One, two, three.", Voice())
+    larger = resized(said, 1.1)
+    assert larger.seconds == pytest.approx(1.1 * said.seconds, rel=1e-3)
+    assert larger.phonemes[-1].stop_s == pytest.approx(larger.seconds, rel=1e-3)
+    peaks = [
+        np.abs(np.fft.rfft(u.samples)).argmax() / u.seconds for u in (said, larger)
+    ]  # the loudest harmonic, Hz
+    assert peaks[0] / peaks[1] == pytest.approx(1.1, rel=0.01)
+
+
+def test_flite_is_asked_for_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(InputError, match=r"flite: expected it on the PATH .*, found none"):
+        synthesise_flite("Hello.", Speaker("rms"))
+
+
+@pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
+def test_flite_tells_when_its_phonemes_are() -> None:
+    said = synthesise_flite("My mum bought five fish.", Speaker("slt"))
+    assert [p.symbol for p in said.phonemes[:4]] == ["", "m", "aɪ", "m"]
+    assert said.phonemes[-1].stop_s == pytest.approx(said.seconds, abs=0.05)

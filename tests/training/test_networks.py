@@ -19,7 +19,15 @@ from liveact.vae.condition import condition_on
 from liveact.vae.vae import Vae
 from reference import DiT, plan_block
 from training.checkpoint import AUDIO_DIM, DIT_CONFIG, IMAGE_DIM, write_dit, write_encoders
-from training.dit.examples import encode_person, load_vae, streamed_features, windows_of
+from training.data.clips import Clips, make_clip, make_clips
+from training.data.expressions import PROMPTS
+from training.dit.examples import (
+    encode_clips,
+    encode_person,
+    load_vae,
+    streamed_features,
+    windows_of,
+)
 from training.dit.train import SIGMAS, Batch, denoise, fresh_dit
 from training.speech.model import SpeechEncoder
 from training.vae.model import SMALL, fold_normalisation, inflated, raw_decode, raw_moments
@@ -114,11 +122,32 @@ def test_features_are_cut_as_a_live_session_cuts_them(checkpoint: Path) -> None:
         torch.testing.assert_close(front_end.block_features(block), rows, atol=2e-4, rtol=0)
 
 
+@pytest.mark.slow
+def test_what_was_encoded_is_not_encoded_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = make_clips(0, 3, 30, people=2)
+    one = encode_clips(clips, [0, 1], checkpoint, 1, tmp_path)
+    assert one.latents.shape == (2, 16, 6, 16, 16) and one.audio[0].shape == (2, 25, 3, 64)
+    assert one.prompt.shape == (2, 1) and len(one.text) == len(PROMPTS)
+    drawn: list[int] = []
+    monkeypatch.setattr(Clips, "__getitem__", lambda _, i: drawn.append(i) or make_clip(i, 30, 2))
+    more = encode_clips(clips, [0, 1, 2], checkpoint, 1, tmp_path)
+    assert drawn == [2]
+    assert torch.equal(more.latents[:2], one.latents) and torch.equal(
+        more.audio[0][:2], one.audio[0]
+    )
+    shorter = make_clips(0, 3, 29, people=2)
+    encode_clips(shorter, [0], checkpoint, 1, tmp_path)  # other clips
+    assert drawn == [2, 0]
+
+
 # ------------------------------------------------------------------------------ DiT
 
 
 def test_training_computes_the_velocities_of_the_runtime(checkpoint: Path) -> None:
-    """Five blocks at three steps, so that slots are compressed twice and more."""
+    """Five blocks at three steps, so that slots are compressed twice and more; the prompt of the
+    last two is another."""
     blocks, side = 5, 4
     generator = torch.Generator().manual_seed(0)
 
@@ -127,7 +156,8 @@ def test_training_computes_the_velocities_of_the_runtime(checkpoint: Path) -> No
 
     weights = load_file(checkpoint / "diffusion_pytorch_model.safetensors")
     dit = DiT.from_tensors(DIT_CONFIG, weights)
-    y, text, image = normal(1, 20, 14, side, side), normal(1, 9, 64), normal(1, 65, IMAGE_DIM)
+    y, image = normal(1, 20, 14, side, side), normal(1, 65, IMAGE_DIM)
+    text = [normal(1, 9, 64)] * 3 + [normal(1, 6, 64)] * 2
     frames = [plan_block(b).frames for b in range(blocks)]
     rows = [normal(1, 25 if b == 0 else 36, AUDIO_DIM) for b in range(blocks)]
     windows = [windows_of(r.unflatten(-1, (3, -1)), b) for b, r in enumerate(rows)]
@@ -135,14 +165,14 @@ def test_training_computes_the_velocities_of_the_runtime(checkpoint: Path) -> No
 
     stream = Dit.load(checkpoint, _core.open_cpu()).open_stream((side, side), image_tokens=65)
     stream.set_image(image[0], y[0])
-    stream.set_prompt(text[0])
     expected: list[list[torch.Tensor]] = []
     for block in range(blocks):
+        stream.set_prompt(text[block][0])
         velocities = np.zeros((3, 16, frames[block], side, side), np.float32)
         stream.denoise(noise[block][0], noise[block][1:], rows[block][0], velocities=velocities)
         expected.append(list(torch.from_numpy(velocities)))
 
-    batch = Batch(y, text, image, [torch.zeros(1, 16, n, side, side) for n in frames], windows)
+    batch = Batch(y, image, text, [torch.zeros(1, 16, n, side, side) for n in frames], windows)
     noisy = [n[:1] for n in noise]
     with torch.no_grad():
         for step in range(3):

@@ -13,8 +13,8 @@ from liveact.errors import InputError
 from tests.support.cli import Run
 from tests.support.paths import REPOSITORY
 from training.data.identity import identity
+from training.films import TEXTS, VOICES, film, spoken
 from training.measure import mouth_openings, synchronisation
-from training.quality import TEXTS, VOICES, film
 
 TALKER = REPOSITORY / "examples" / "talker"
 
@@ -49,6 +49,6 @@ def test_the_demo_makes_a_film_of_its_speech(run: Run, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_mouth_follows_a_voice_that_nobody_trained_on() -> None:
     with liveact.Engine.load(TALKER, device="cpu") as engine:
-        made = film(engine, 13, VOICES[0], TEXTS[0])
-    found = synchronisation(mouth_openings(identity(13), made.pictures), made.expected)
+        made = film(engine, 13, spoken(VOICES[0], TEXTS[0]))
+    found = synchronisation(mouth_openings(identity(13), made.pictures), made.motion)
     assert found.correlation > 0.5 and abs(found.lag) <= 1

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +14,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import liveact
 from liveact.blocks import RELEASED_CLOCK
+from tests.support.paths import REPOSITORY
 from training.checkpoint import AUDIO_DIM, DIT_CONFIG, IMAGE_DIM
-from training.data.clips import Clips, make_clips
+from training.data.clips import HELD_OUT, Clips, make_clips
 from training.data.espeak import Voice
+from training.data.expressions import EXPRESSIONS
 from training.data.identity import identity
-from training.data.motion import motion_of
+from training.data.motion import COLUMNS, motion_of
 from training.data.portrait import draw
 from training.dit.examples import Examples
+from training.dit.forcing import WAYS, ForcingSettings, forced_loss, train_way
 from training.dit.train import (
     DitSettings,
     draw_batch,
@@ -27,11 +35,18 @@ from training.dit.train import (
     rollout,
     train_dit,
 )
-from training.measure import mouth_openings, synchronisation
+from training.films import film, spoken
+from training.measure import (
+    expression_errors,
+    mouth_openings,
+    shown_expressions,
+    synchronisation,
+)
 from training.optimiser import Muon, orthogonalised, split
-from training.quality import spoken
 from training.run import Run, learning_rate, plot, read_log
 from training.speech.train import SpeechSettings, train_speech
+from training.stages import FRAMES
+from training.sync import SyncSettings, bands, score, train_sync, windows_at
 from training.vae.model import SMALL, inflated
 from training.vae.train import POLISH, VaeSettings, train_vae
 
@@ -175,7 +190,7 @@ def talking_noise(count: int, blocks: int, side: int) -> Examples:
         latents=latents.half(),
         audio=[rows[..., None, None].expand(*rows.shape, 3, AUDIO_DIM // 3) for rows in audio],
         person=person,
-        prompt=torch.zeros(count, dtype=torch.long),
+        prompt=torch.zeros(count, blocks, dtype=torch.long),
         y=y.half(),
         image=normal(2, 5, IMAGE_DIM),
         text=[normal(4, 64)],
@@ -217,20 +232,121 @@ def test_the_dit_learns_to_hear(tmp_path: Path) -> None:
     assert found["held"] < 0.4 * found["deaf"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_forcing_learns(way: str) -> None:
+    """Zeros have an error of 2: half of it is the portrait, the other half what is heard."""
+    settings = ForcingSettings(seconds=60, batch=4, rate=1e-2, warmup=5, reports=1)
+    ticks = itertools.count()  # a step lasts one of them, however fast the machine is
+    examples = talking_noise(16, 3, 2)
+    (line,) = train_way(way, examples, settings, TINY, clock=lambda: float(next(ticks)))
+    assert line["steps"] == 60 and max(line[f"block_{b}"] for b in range(3)) < 1.5
+
+
+def test_a_step_of_each_way_has_gradients_in_every_layer() -> None:
+    dit = fresh_dit(0, TINY)
+    with torch.no_grad():
+        for name, parameter in dit.named_parameters():
+            if name.endswith(("attn.o.weight", "attn.proj.weight", "ffn.2.weight")):
+                parameter.normal_(0, 0.05)
+    batch = draw_batch(talking_noise(1, 3, 2), torch.arange(1), 3)
+    for way in WAYS:
+        dit.zero_grad()
+        forced_loss(dit, batch, way, 2).backward()
+        for layer in dit.blocks:
+            gradient = layer.self_attn.k.weight.grad
+            assert isinstance(gradient, Tensor) and float(gradient.abs().max()) > 0, way
+
+
 # ------------------------------------------------------------------------------ measuring
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_expressions_are_told_apart_through_blur(expression: str) -> None:
+    said = spoken(Voice("en-us+m6"), "Maybe papa can open the window for us.")
+    motion = motion_of(said.phonemes, 60, [expression])
+    pictures = draw(identity(21), torch.from_numpy(motion.values))
+    blurred = torch.nn.functional.avg_pool2d(pictures, 5, 1, 2)
+    errors = expression_errors(identity(21), blurred[20:], said.phonemes, 20)
+    assert shown_expressions(errors) == [expression] * 2
+    found = synchronisation(
+        mouth_openings(identity(21), pictures[6:], expression),
+        torch.from_numpy(motion.values[6:]),
+    )
+    assert found.correlation > 0.95
 
 
 def test_openings_are_measured_on_drawn_frames() -> None:
     said = spoken(Voice("en-us+m6"), "Maybe papa can open the window for us.")
     motion = motion_of(said.phonemes, 50)
     pictures = draw(identity(21), torch.from_numpy(motion.values))
-    expected = torch.from_numpy(motion.column("opening"))
-    found = synchronisation(mouth_openings(identity(21), pictures), expected)
-    assert found.correlation > 0.97 and found.lag == 0 and found.closed > 0.95
+    found = synchronisation(mouth_openings(identity(21), pictures), torch.from_numpy(motion.values))
+    assert found.correlation > 0.97 and found.lag == 0 and found.closed == 1
 
 
 def test_a_late_picture_is_told() -> None:
-    expected = torch.from_numpy(np.random.default_rng(0).random(200).astype(np.float32))
-    late = torch.cat([torch.zeros(2), expected[:-2]])
-    found = synchronisation(late, expected)
+    motion = torch.zeros(200, len(COLUMNS))
+    motion[:, 0] = torch.from_numpy(np.random.default_rng(0).random(200).astype(np.float32))
+    late = torch.cat([torch.zeros(2), motion[:-2, 0]])
+    found = synchronisation(late, motion)
+    assert found.closed is None  # there is no p, b or m
     assert found.lag == 2 and found.best > 0.99 > 0.5 > found.correlation
+
+
+# ------------------------------------------------------------------------------ sync scorer
+
+
+def test_sound_and_pictures_of_a_window_are_of_one_time() -> None:
+    """A click at frame 20 is in the columns of frame 20: four to a frame."""
+    speech = torch.zeros(40 * 640)
+    speech[20 * 640 + 300 :][:40] = 1.0
+    sound = bands(speech)
+    assert sound.shape == (40, 160)
+    assert int(sound.mean(0).argmax()) // 4 == 20
+    mouths = torch.arange(40.0).view(40, 1, 1).expand(40, 32, 32)
+    heard, seen = windows_at(sound, mouths, torch.tensor([18, 3]))
+    assert heard.shape == (2, 40, 20) and seen.shape == (2, 5, 32, 32)
+    assert int(heard[0].mean(0).argmax()) // 4 == 2 and seen[0, 2, 0, 0] == 20
+
+
+@pytest.mark.slow
+def test_the_scorer_learns_which_mouth_goes_with_which_sound(tmp_path: Path) -> None:
+    """On clips that it knows: late pictures are told by their frames, a mouth at rest by its
+    confidence."""
+    clips = make_clips(20, 3, 90, people=2)
+    settings = SyncSettings(steps=150, pool=3, clips=3, warmup=10)
+    net = train_sync(clips, tmp_path, settings)
+    clip = next(clips[i] for i in range(3) if clips.motion[i, :, 0].std() > 0.1)
+    pictures, speech = clip.frames(), torch.from_numpy(clip.speech)
+    right = score(net, clip.identity, speech, pictures)
+    assert right.offset == 0 and right.confidence > 0.3
+    late = torch.cat([pictures[:4], pictures[:-4]])
+    assert score(net, clip.identity, speech, late).offset == 4
+    still = pictures[:1].expand_as(pictures)
+    assert score(net, clip.identity, speech, still).confidence < 0.3 * right.confidence
+
+
+# ------------------------------------------------------------------------------ the script
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_leaves_a_checkpoint(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    make_clips(0, 6, FRAMES, people=2).save(data / "clips.npz")
+    make_clips(HELD_OUT, 1, FRAMES, people=1).save(data / "held.npz")
+    done = subprocess.run(
+        [REPOSITORY / "training" / "gpu.sh", out, data, "3", "cpu"],
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+        *("vae", "speech", "encode", "dit", "checkpoint")
+    ]
+    with liveact.Engine.load(out / "checkpoint", device="cpu") as engine:
+        made = film(engine, 1, spoken(Voice(), "Hello."))
+    assert made.pictures.shape[1:] == (3, 128, 128) and len(made.pictures) == len(made.motion)

@@ -15,15 +15,18 @@ import torch
 from torch import Tensor
 
 from liveact.audio.chain import ENCODER_RATE_HZ, FEATURES_PER_S, SAMPLES_PER_FEATURE, SpeechChain
+from liveact.blocks import RELEASED_CLOCK
 from training.data.espeak import FloatArray, Phoneme, Utterance, Voice, synthesise
+from training.data.expressions import EXPRESSIONS, SHARES, expression_of, prompt_of
+from training.data.flite import SPEAKERS, Speaker, synthesise_flite
 from training.data.identity import Identity, identity
 from training.data.motion import COLUMNS, FPS, motion_of
 from training.data.portrait import draw
 from training.data.texts import HELD_OUT_VARIANTS, VARIANTS, VOICES, random_text
 
-PROMPTS = ("A person is speaking.", "A person is smiling and speaking.")
 HELD_OUT = 1_000_000  # clips from this seed on have voices and identities nobody trains on
 _SILENCE_SHARE = 0.04  # of clips in which nobody speaks
+_EDITED_SHARE = 0.4  # of clips whose prompt changes from one block to the next
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,12 @@ class Clip:
     """A clip of T video frames at 20 per second.
 
     speech [640 * T] float32 at 16 kHz, its tempo changed by 25/20 as the engine does it, before the
-    encoder's normalisation. motion [T, 8] in the order of `COLUMNS`. prompt: index in `PROMPTS`.
+    encoder's normalisation. motion [T, 12] in the order of `COLUMNS`. prompts: of each block, the
+    index in `PROMPTS`.
     """
 
     person: int
-    prompt: int
+    prompts: tuple[int, ...]
     speech: FloatArray
     motion: FloatArray
 
@@ -49,23 +53,37 @@ class Clip:
         return draw(self.identity, torch.from_numpy(self.motion[start:stop]), size)
 
 
-def make_clip(seed: int, frames: int, people: int) -> Clip:
+def make_clip(seed: int, frames: int, people: int, flite: float = 0.0) -> Clip:
     """The clip with this number. people: identities that training clips are spread over; held-out
-    clips have others."""
+    clips have others. flite: the share of English clips with its voices, none of them held out."""
     generator = np.random.default_rng([seed, 0xC11F])
     held_out = seed >= HELD_OUT
     person = int(generator.integers(people)) + (HELD_OUT if held_out else 0)
-    prompt = int(generator.random() < 0.3)
+    prompts = _prompts(generator, frames)
     if generator.random() < _SILENCE_SHARE:
         pcm: FloatArray = np.zeros(frames * 1100, np.float32)
         phonemes: tuple[Phoneme, ...] = ()
     else:
-        pcm, phonemes = _speak(generator, frames / FPS + 0.5, held_out)
+        pcm, phonemes = _speak(generator, frames / FPS + 0.5, held_out, flite)
     speech = heard(_augmented(pcm, generator), 22_050, frames)
-    motion = motion_of(phonemes, frames, float(prompt)).values
-    # A session starts from the portrait, which is at rest and does not smile.
+    motion = motion_of(phonemes, frames, [expression_of(p) for p in prompts]).values
+    # A session starts from the portrait, which is at rest.
     motion[0] = 0
-    return Clip(person, prompt, speech, motion)
+    return Clip(person, prompts, speech, motion)
+
+
+def _prompts(generator: np.random.Generator, frames: int) -> tuple[int, ...]:
+    """Index in `PROMPTS` for each block that begins within the frames; it may change once."""
+    blocks = 1
+    while RELEASED_CLOCK.video_frames(blocks).start < frames:
+        blocks += 1
+    first, then = (
+        prompt_of(str(generator.choice(EXPRESSIONS, p=SHARES)), int(generator.integers(3)))
+        for _ in range(2)
+    )
+    edited = generator.random() < _EDITED_SHARE
+    change = int(generator.integers(1, 3)) if edited else blocks
+    return tuple(first if block < change else then for block in range(blocks))
 
 
 def heard(pcm: FloatArray, rate_hz: int, frames: int) -> FloatArray:
@@ -81,17 +99,25 @@ def heard(pcm: FloatArray, rate_hz: int, frames: int) -> FloatArray:
 
 
 def _speak(
-    generator: np.random.Generator, seconds: float, held_out: bool
+    generator: np.random.Generator, seconds: float, held_out: bool, flite: float
 ) -> tuple[FloatArray, tuple[Phoneme, ...]]:
     """Utterances with pauses between them, starting anywhere: PCM at 22050 Hz and its phonemes."""
     language = str(generator.choice(list(VOICES), p=[0.6, 0.12, 0.1, 0.09, 0.09]))
     variants = HELD_OUT_VARIANTS if held_out else VARIANTS
-    voice = Voice(
+    voice: Voice | Speaker = Voice(
         f"{generator.choice(VOICES[language])}+{generator.choice(variants)}",
         rate=int(generator.integers(130, 200)),
         pitch=int(generator.integers(20, 80)),
         pitch_range=int(generator.integers(20, 80)),
     )
+    if language == "en" and not held_out and generator.random() < flite:
+        voice = Speaker(
+            str(generator.choice(SPEAKERS)),
+            stretch=float(generator.uniform(0.85, 1.25)),
+            pitch_hz=float(generator.uniform(80, 220)),
+        )
+    # A smaller or larger head: pitch, formants and tempo together.
+    size = float(generator.uniform(0.86, 1.16)) if generator.random() < 0.5 else 1.0
     pieces: list[FloatArray] = []
     phonemes: list[Phoneme] = []
     offset_s = 0.0
@@ -102,7 +128,11 @@ def _speak(
         pieces.append(pause)
         offset_s += len(pause) / 22_050
     while offset_s < seconds + skip_s:
-        utterance: Utterance = synthesise(random_text(generator, language), voice)
+        text = random_text(generator, language)
+        if isinstance(voice, Speaker):
+            utterance = resized(synthesise_flite(text, voice), size)
+        else:
+            utterance = resized(synthesise(text, voice), size)
         pieces.append(utterance.samples)
         phonemes += [
             Phoneme(p.symbol, p.start_s + offset_s, p.stop_s + offset_s) for p in utterance.phonemes
@@ -116,6 +146,17 @@ def _speak(
     return pcm, tuple(p for p in shifted if p.stop_s > 0)
 
 
+def resized(said: Utterance, size: float) -> Utterance:
+    """At 22050 Hz and `size` times as long, as a tape that runs slower."""
+    count = round(len(said.samples) * 22_050 / said.sample_rate_hz * size)
+    if count == len(said.samples):
+        return said
+    at = np.linspace(0, len(said.samples) - 1, count)
+    samples = np.interp(at, np.arange(len(said.samples)), said.samples).astype(np.float32)
+    phonemes = tuple(Phoneme(p.symbol, p.start_s * size, p.stop_s * size) for p in said.phonemes)
+    return Utterance(samples, 22_050, phonemes)
+
+
 def _augmented(pcm: FloatArray, generator: np.random.Generator) -> FloatArray:
     """What rooms and microphones do: gain, a tilted spectrum, a band limit, noise, an echo."""
     pcm = pcm * np.float32(10 ** generator.uniform(-0.7, 0.3))
@@ -123,6 +164,13 @@ def _augmented(pcm: FloatArray, generator: np.random.Generator) -> FloatArray:
         spectrum = np.fft.rfft(pcm)
         frequency = np.fft.rfftfreq(len(pcm), 1 / 22_050)
         tilt_db = generator.uniform(-6, 6) * np.log2(np.maximum(frequency, 60) / 1000) / 2
+        for _ in range(3):  # resonances of rooms and loudspeakers
+            middle, octaves = (
+                generator.uniform(np.log2(150), np.log2(6000)),
+                generator.uniform(0.3, 1),
+            )
+            away = np.log2(np.maximum(frequency, 60)) - middle
+            tilt_db = tilt_db + generator.uniform(-7, 7) * np.exp(-((away / octaves) ** 2))
         high = np.exp(generator.uniform(np.log(3000), np.log(11_000)))
         low = generator.uniform(20, 200)
         band = 1 / (1 + (frequency / high) ** 8) / (1 + (low / np.maximum(frequency, 1)) ** 4)
@@ -141,7 +189,8 @@ def _augmented(pcm: FloatArray, generator: np.random.Generator) -> FloatArray:
 
 @dataclass(frozen=True)
 class Clips:
-    """Many clips of one length: people [N], prompts [N], speech [N, 640 * T], motion [N, T, 8]."""
+    """Many clips of one length: people [N], prompts [N, blocks], speech [N, 640 * T], motion
+    [N, T, 12]."""
 
     people: np.ndarray
     prompts: np.ndarray
@@ -154,7 +203,7 @@ class Clips:
     def __getitem__(self, index: int) -> Clip:
         return Clip(
             int(self.people[index]),
-            int(self.prompts[index]),
+            tuple(int(p) for p in self.prompts[index]),
             self.speech[index],
             self.motion[index],
         )
@@ -181,12 +230,12 @@ class Clips:
             )
 
 
-def make_clips(first_seed: int, count: int, frames: int, people: int) -> Clips:
-    """Clips `first_seed` to `first_seed + count - 1`."""
-    clips = [make_clip(first_seed + i, frames, people) for i in range(count)]
+def make_clips(first_seed: int, count: int, frames: int, people: int, flite: float = 0.0) -> Clips:
+    """Clips `first_seed` to `first_seed + count - 1`, see `make_clip`."""
+    clips = [make_clip(first_seed + i, frames, people, flite) for i in range(count)]
     return Clips(
         np.array([clip.person for clip in clips]),
-        np.array([clip.prompt for clip in clips]),
+        np.array([clip.prompts for clip in clips]),
         np.stack([clip.speech for clip in clips]),
         np.stack([clip.motion for clip in clips]),
     )
@@ -197,7 +246,6 @@ __all__ = [
     "ENCODER_RATE_HZ",
     "FEATURES_PER_S",
     "HELD_OUT",
-    "PROMPTS",
     "Clip",
     "Clips",
     "heard",

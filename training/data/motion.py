@@ -2,26 +2,30 @@
 
 All of it follows from the speech, from what was heard in the last second and at most two frames
 ahead: a regression on the audio blurs whatever it cannot predict. Blinks follow the end of a
-phrase; head and brows follow how open the mouth was in the last moments.
+phrase; head and brows follow how open the mouth was in the last moments. What the prompt asks for
+(`expressions`) comes on top.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from training.data.espeak import FloatArray, Phoneme
+from training.data.expressions import expression_track
 from training.data.visemes import mouth_track
 
-COLUMNS = ("opening", "width", "press", "teeth", "blink", "brow", "nod", "smile")
+SPOKEN = ("opening", "width", "press", "teeth", "blink", "brow", "nod")  # follow from the speech
+COLUMNS = (*SPOKEN, "smile", "sad", "bob", "hand", "wave")
 FPS = 20
 _BLINK = (0.6, 1.0, 0.55, 0.1)  # lids over four frames: 0.2 s
 
 
 @dataclass(frozen=True)
 class Motion:
-    """values [frames, 8] in the order of `COLUMNS`, each about 0 to 1 (width: -1 to 1)."""
+    """values [frames, 12] in the order of `COLUMNS`, about 0 to 1 (width, wave: -1 to 1)."""
 
     values: FloatArray
 
@@ -30,10 +34,12 @@ class Motion:
         return self.values[:, COLUMNS.index(name)]
 
 
-def motion_of(phonemes: tuple[Phoneme, ...], frames: int, smile: float = 0.0) -> Motion:
+def motion_of(
+    phonemes: tuple[Phoneme, ...], frames: int, expressions: Sequence[str] = ("neutral",)
+) -> Motion:
     """The motion of `frames` frames at 20 per second, from phonemes timed in seconds.
 
-    A frame shows the middle of its 50 ms. smile: 0 or 1, from the prompt and not from the speech.
+    A frame shows the middle of its 50 ms. expressions: of each block; the last one lasts.
     """
     times_s = ((np.arange(frames) + 0.5) / FPS).astype(np.float32)
     mouth = mouth_track(phonemes, times_s)
@@ -44,7 +50,7 @@ def motion_of(phonemes: tuple[Phoneme, ...], frames: int, smile: float = 0.0) ->
     values[:, 4] = _blinks(spoken)
     values[:, 5] = np.clip(2.0 * _smoothed(mouth[:, 0], 4.0) - 0.2, 0.0, 1.0)
     values[:, 6] = effort
-    values[:, 7] = smile
+    values[:, len(SPOKEN) :] = expression_track(expressions, frames)
     return Motion(values)
 
 

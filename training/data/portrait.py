@@ -52,14 +52,14 @@ class Mouth:
 
 
 def mouth_geometry(person: Identity, motion: Tensor) -> Mouth:
-    """The mouth that `draw` draws, from motion [T, 8] in the order of `COLUMNS`."""
+    """The mouth that `draw` draws, from motion [T, 12] in the order of `COLUMNS`."""
     m = _figure_mouth(person, motion)
     fields = (m.x, m.y, m.half_width, m.up, m.down, m.lift)
     return Mouth(*(value / _ZOOM for value in fields))
 
 
 def draw(person: Identity, motion: Tensor, size: int = 128) -> Tensor:
-    """Motion [T, 8] in the order of `COLUMNS` -> pictures [T, 3, size, size], 0 to 1."""
+    """Motion [T, 12] in the order of `COLUMNS` -> pictures [T, 3, size, size], 0 to 1."""
     still = blank(1, size)
     still = Canvas(still.picture, still.x * _ZOOM, still.y * _ZOOM, still.pixel * _ZOOM)
     _background(still, person)
@@ -75,6 +75,8 @@ def draw(person: Identity, motion: Tensor, size: int = 128) -> Tensor:
     _mouth(canvas, person, motion)
     _hair_before(head, person)
     _glasses(head, person)
+    if float(motion[:, COLUMNS.index("hand")].max()) > 0:
+        _hand(canvas, person, motion)
     return canvas.picture
 
 
@@ -90,14 +92,14 @@ def _figure_mouth(person: Identity, motion: Tensor) -> Mouth:
         half_width=width * (1 - 0.08 * opening),
         up=MOUTH_OPENING * 0.62 * opening,
         down=MOUTH_OPENING * 1.38 * opening,
-        lift=0.016 + 0.045 * m["smile"],
+        lift=0.016 + 0.045 * m["smile"] - 0.055 * m["sad"],
     )
 
 
 def _head(motion: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the head is moved to, [T] each: a nod, and a little to the side with it."""
-    nod = motion[:, COLUMNS.index("nod")]
-    return 0.04 * nod, 0.07 * nod
+    """Where the head is moved to, [T] each: a nod, and to the side with that of speech."""
+    nod, bob = (motion[:, COLUMNS.index(name)] for name in ("nod", "bob"))
+    return 0.04 * nod, 0.07 * nod + 0.07 * bob
 
 
 def _column(motion: Tensor, name: str) -> Tensor:
@@ -214,8 +216,8 @@ def _nose(head: Canvas, person: Identity) -> None:
 
 
 def _eyes(head: Canvas, person: Identity, motion: Tensor) -> None:
-    smile = _column(motion, "smile")
-    lid = 0.12 + 0.88 * _column(motion, "blink").clamp(0, 1)
+    smile, sad = _column(motion, "smile"), _column(motion, "sad")
+    lid = 0.12 + 0.88 * torch.maximum(_column(motion, "blink").clamp(0, 1), 0.2 * sad)
     r = person.eye_size
     for side in (-1.0, 1.0):
         cx, cy = side * person.eye_gap, _EYE_Y
@@ -241,7 +243,7 @@ def _eyes(head: Canvas, person: Identity, motion: Tensor) -> None:
         lash = torch.maximum((y - upper).abs() - 0.016, (x - cx).abs() - r * 0.97)
         c.fill(shade(person.hair, 0.4), lash)
         brow_y = cy - r - 0.055 - 0.045 * _column(motion, "brow") - 0.015 * smile
-        tilt = side * person.brow_tilt * (x - cx) / r
+        tilt = side * (person.brow_tilt + 0.04 * sad) * (x - cx) / r
         brow = arc(x, y - tilt, cx, brow_y + 0.012, r * 1.18, -0.03, person.brow_thickness)
         c.fill(shade(person.hair, 0.75), brow)
 
@@ -252,7 +254,7 @@ def _mouth(canvas: Canvas, person: Identity, motion: Tensor) -> None:
     cx, cy, half, up, down, lift = (
         v.view(-1, 1, 1) for v in (m.x, m.y, m.half_width, m.up, m.down, m.lift)
     )
-    c = canvas.crop(-0.28, 0.34, _FACE_Y + 0.12, _FACE_Y + 0.58)
+    c = canvas.crop(-0.28, 0.34, _FACE_Y + 0.12, _FACE_Y + 0.66)
     x, y = c.x, c.y
     u = (x - cx) / half
     bow = (1 - u * u).clamp_min(-0.5)
@@ -326,3 +328,21 @@ def _glasses(head: Canvas, person: Identity) -> None:
         arm = segment(x, y, cx + side * r, cy - 0.02, side * person.face_width, cy - 0.02, 0.012)
         frame = torch.minimum(frame, torch.minimum(lens.abs() - 0.013, arm))
     c.fill(person.glasses_color, frame)
+
+
+def _hand(canvas: Canvas, person: Identity, motion: Tensor) -> None:
+    """A raised hand to the right of the face; it comes from below, and turns about the elbow."""
+    raised, wave = _column(motion, "hand"), _column(motion, "wave")
+    c = canvas.crop(0.3, 1.0, 0.1, 1.0)
+    u, v = c.x - 0.68, c.y - 1.0 - 0.75 * (1 - raised)
+    cos, sin = torch.cos(0.17 * wave), torch.sin(0.17 * wave)
+    x, y = cos * u + sin * v, cos * v - sin * u
+    c.fill(person.shirt, box(x, y, 0.0, -0.02, 0.1, 0.22, 0.03))
+    shapes = [segment(x, y, 0.0, -0.2, 0.0, -0.42, 0.05), ellipse(x, y, 0.0, -0.47, 0.08, 0.085)]
+    for i in (-1.5, -0.5, 0.5, 1.5):
+        length = 0.66 - 0.012 * abs(i)
+        shapes.append(segment(x, y, 0.04 * i, -0.5, 0.054 * i, -length, 0.021))
+    shapes.append(segment(x, y, -0.05, -0.44, -0.115, -0.53, 0.023))
+    hand = torch.stack(shapes).amin(0)
+    c.fill(shade(person.skin, 0.62), hand - 0.012)
+    c.fill(person.skin, hand)

@@ -6,6 +6,8 @@ own encoders and in their formats, so that training sees what the runtime does.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +16,20 @@ from torch import Tensor
 
 from liveact.audio.chain import SAMPLES_PER_FEATURE
 from liveact.blocks import RELEASED_CLOCK
-from liveact.checkpoint.layout import VAE_FILE, WAV2VEC_DIRECTORY
+from liveact.checkpoint.layout import (
+    IMAGE_FILE,
+    VAE_FILE,
+    WAV2VEC_DIRECTORY,
+    WAV2VEC_WEIGHTS_FILES,
+)
 from liveact.checkpoint.tensors import load_pth
 from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.prompt import TextEncoder
 from liveact.encoders.speech import AudioEncoder
 from reference import VAE, Layout
 from training.checkpoint import DIT_CONFIG
-from training.data.clips import PROMPTS, Clips
+from training.data.clips import Clips
+from training.data.expressions import PROMPTS
 from training.data.identity import identity
 from training.data.motion import COLUMNS
 from training.data.portrait import draw
@@ -37,7 +45,7 @@ class Examples:
 
     latents [N, 16, n, h, w] and the y of each person [P, 20, 14, h, w]: float16. audio: for each
     block [N, 25 or 36, layers, hidden]. image [P, tokens, dim]. text: for each prompt [rows, dim].
-    person [N] is an index into y and image, prompt [N] into text.
+    person [N] is an index into y and image, prompt [N, blocks] into text.
     """
 
     latents: Tensor
@@ -74,10 +82,10 @@ def load_vae(checkpoint: Path) -> VAE:
 @torch.no_grad()
 def encode_person(vae: VAE, picture: Tensor) -> Tensor:
     """A portrait [3, H, W] in [-1, 1] -> y [20, 14, h, w], as `condition_on` makes it."""
-    video = torch.zeros(1, 3, CONDITION_FRAMES, *picture.shape[1:])
+    video = picture.new_zeros(1, 3, CONDITION_FRAMES, *picture.shape[1:])
     video[0, :, 0] = picture
     encoded = vae.encode(video)[0]
-    mask = torch.zeros(4, *encoded.shape[1:])
+    mask = encoded.new_zeros(4, *encoded.shape[1:])
     mask[:, 0] = 1
     return torch.cat([mask, encoded])
 
@@ -94,7 +102,7 @@ def streamed_features(encoder: AudioEncoder, speech: Tensor, blocks: int) -> lis
         samples = speech[start * SAMPLES_PER_FEATURE : wanted.stop * SAMPLES_PER_FEATURE]
         features = encoder.encode(samples, wanted.stop - start)
         indices = torch.tensor(wanted).clamp(start, wanted.stop - 1) - start
-        rows.append(features[indices])
+        rows.append(features[indices.to(features.device)].cpu())
     return rows
 
 
@@ -111,38 +119,78 @@ def windows_of(rows: Tensor, block: int, layout: Layout | None = None) -> Tensor
 
 
 @torch.no_grad()
-def encode_clips(clips: Clips, chosen: list[int], checkpoint: Path, blocks: int) -> Examples:
-    """The examples of some clips, with the encoders in a checkpoint directory."""
-    vae, fast = load_vae(checkpoint), load_vae(checkpoint)
+def encode_clips(
+    clips: Clips,
+    chosen: list[int],
+    checkpoint: Path,
+    blocks: int,
+    keep: Path,
+    device: str = "cpu",
+) -> Examples:
+    """The examples of some clips, with the encoders in a checkpoint directory.
+
+    keep: a folder for what is made of each clip and person; what is there already, of the same
+    clips and encoders, is not made again.
+    """
+    folder = keep / _stamp(clips, checkpoint, blocks)
+    folder.mkdir(parents=True, exist_ok=True)
+    vae, fast = load_vae(checkpoint).to(device), load_vae(checkpoint).to(device)
     channels_last(fast)
-    image_encoder = ImageEncoder.load(checkpoint)
-    audio_encoder = AudioEncoder.load(checkpoint / WAV2VEC_DIRECTORY)
+    image_encoder = ImageEncoder.load(checkpoint, device)
+    audio_encoder = AudioEncoder.load(checkpoint / WAV2VEC_DIRECTORY, device)
     text_encoder = TextEncoder.load(checkpoint)
-    people = sorted({int(clips.people[i]) for i in chosen})
-    ys, images = [], []
-    for person in people:
-        picture = draw(identity(person), torch.zeros(1, len(COLUMNS)))[0] * 2 - 1
-        ys.append(encode_person(vae, picture).half())
-        images.append(image_encoder.encode(picture[None])[0])
-    latents, audio = [], []
     frames = RELEASED_CLOCK.video_frames(blocks - 1).stop
+
+    def of_person(person: int) -> list[Tensor]:
+        picture = draw(identity(person), torch.zeros(1, len(COLUMNS)))[0] * 2 - 1
+        y = encode_person(vae, picture.to(device)).half().cpu()
+        return [y, image_encoder.encode(picture[None].to(device))[0].cpu()]
+
+    def of_clip(index: int) -> list[Tensor]:
+        video = clips[index].frames(0, frames).movedim(0, 1)[None] * 2 - 1
+        video = video.to(device).contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast(torch.device(device).type, torch.bfloat16):  # 1 % of noise
+            latent = fast.encode(video)[0].half().cpu()
+        speech = torch.from_numpy(clips.speech[index])
+        return [latent, *streamed_features(audio_encoder, speech, blocks)]
+
+    people = sorted({int(clips.people[i]) for i in chosen})
+    persons = [_kept(folder / f"person_{who}.pt", of_person, who) for who in people]
+    encoded = []
     for count, i in enumerate(chosen):
-        video = clips[i].frames(0, frames).movedim(0, 1)[None] * 2 - 1
-        with torch.autocast("cpu", torch.bfloat16):  # twice as fast; 1 % of noise on the target
-            video = video.contiguous(memory_format=torch.channels_last_3d)
-            latents.append(fast.encode(video)[0].half())
-        audio.append(streamed_features(audio_encoder, torch.from_numpy(clips.speech[i]), blocks))
+        encoded.append(_kept(folder / f"clip_{i}.pt", of_clip, i))
         if count % 20 == 19:
             print(f"encoded {count + 1} of {len(chosen)} clips", flush=True)
+    latents, *audio = (torch.stack(some) for some in zip(*encoded, strict=True))
     return Examples(
-        latents=torch.stack(latents),
-        audio=[torch.stack([rows[b] for rows in audio]) for b in range(blocks)],
+        latents=latents,
+        audio=audio,
         person=torch.tensor([people.index(int(clips.people[i])) for i in chosen]),
-        prompt=torch.from_numpy(clips.prompts[chosen]).long(),
-        y=torch.stack(ys),
-        image=torch.stack(images),
+        prompt=torch.from_numpy(clips.prompts[chosen, :blocks]).long(),
+        y=torch.stack([y for y, _ in persons]),
+        image=torch.stack([image for _, image in persons]),
         text=[text_encoder.encode(p, DIT_CONFIG["text_len"]) for p in PROMPTS],
     )
+
+
+def _stamp(clips: Clips, checkpoint: Path, blocks: int) -> str:
+    """What encoded clips depend on, but for the code."""
+    digest = hashlib.sha256(f"{blocks} blocks".encode())
+    digest.update(clips.motion.tobytes())
+    for file in (VAE_FILE, IMAGE_FILE, f"{WAV2VEC_DIRECTORY}/{WAV2VEC_WEIGHTS_FILES[0]}"):
+        digest.update((checkpoint / file).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _kept(path: Path, make: Callable[[int], list[Tensor]], number: int) -> list[Tensor]:
+    """The tensors in a file, which are made if there is none."""
+    if path.exists():
+        return list(torch.load(path, weights_only=True))
+    made = make(number)
+    partial = path.with_suffix(".partial")
+    torch.save(made, partial)
+    partial.replace(path)
+    return made
 
 
 __all__ = [

@@ -60,14 +60,22 @@ class DitSettings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sessions: y [B, 20, 14, h, w], text [B, rows, dim], image [B, tokens, dim], and for each
-    block its latents [B, 16, n, h, w] and audio windows [B, 53, 5, layers, hidden]."""
+    """Sessions: y [B, 20, 14, h, w], image [B, tokens, dim], and for each block its text [B, rows,
+    dim], latents [B, 16, n, h, w] and audio windows [B, 53, 5, layers, hidden]."""
 
     y: Tensor
-    text: Tensor
     image: Tensor
+    text: list[Tensor]
     latents: list[Tensor]
     windows: list[Tensor]
+
+    def to(self, device: str) -> Batch:
+        """The same there."""
+        text, latents, windows = (
+            [tensor.to(device) for tensor in some]
+            for some in (self.text, self.latents, self.windows)
+        )
+        return Batch(self.y.to(device), self.image.to(device), text, latents, windows)
 
 
 def fresh_dit(seed: int, config: Mapping[str, Any] = DIT_CONFIG) -> DiT:
@@ -93,10 +101,8 @@ def fresh_dit(seed: int, config: Mapping[str, Any] = DIT_CONFIG) -> DiT:
 def draw_batch(examples: Examples, chosen: Tensor, blocks: int) -> Batch:
     """The sessions of some clips, their first `blocks` blocks."""
     person = examples.person[chosen]
-    texts = [examples.text[int(p)] for p in examples.prompt[chosen]]
-    text = torch.zeros(len(texts), max(map(len, texts)), texts[0].shape[1])
-    for i, rows in enumerate(texts):
-        text[i, : len(rows)] = rows
+    every_text = nn.utils.rnn.pad_sequence(examples.text, batch_first=True)
+    text = [every_text[examples.prompt[chosen, block]] for block in range(blocks)]
     latents, first = [], 0
     clip = examples.latents[chosen].float()
     for block in range(blocks):
@@ -104,7 +110,7 @@ def draw_batch(examples: Examples, chosen: Tensor, blocks: int) -> Batch:
         latents.append(clip[:, :, first : first + count])
         first += count
     windows = [windows_of(examples.audio[b][chosen].float(), b) for b in range(blocks)]
-    return Batch(examples.y[person].float(), text, examples.image[person], latents, windows)
+    return Batch(examples.y[person].float(), examples.image[person], text, latents, windows)
 
 
 def denoise(dit: DiT, batch: Batch, step: int, noisy: list[Tensor]) -> list[Tensor]:
@@ -113,12 +119,12 @@ def denoise(dit: DiT, batch: Batch, step: int, noisy: list[Tensor]) -> list[Tens
     The same as `DiTStream.denoise`, step by step instead of block by block.
     """
     caches: list[KVCache] = dit.empty_caches(len(batch.y), tuple(batch.y.shape[3:]))  # type: ignore[arg-type]
-    timestep = torch.tensor(TIMESTEPS[step])
+    timestep = torch.tensor(TIMESTEPS[step], device=batch.y.device)
     cleaned = []
     for block, z in enumerate(noisy):
         plan = plan_block(block)
         y = batch.y[:, :, plan.first_slot : plan.end_slot]
-        given = (z, y, timestep, batch.text, batch.image, batch.windows[block])
+        given = (z, y, timestep, batch.text[block], batch.image, batch.windows[block])
         velocity, caches = dit(*given, caches, plan, skip_audio=step == 0)
         cleaned.append(z - SIGMAS[step] * velocity.float())
     return cleaned
@@ -149,7 +155,9 @@ def rollout(
     for step in range(first, 1 + max(trained, default=STEPS - 1)):
         with (
             torch.set_grad_enabled(step in trained and torch.is_grad_enabled()),
-            torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"),
+            torch.autocast(
+                batch.y.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
+            ),
         ):
             cleaned = denoise(dit, batch, step, noisy)
         errors = [
@@ -183,23 +191,25 @@ def train_dit(
     *,
     stop_at: float = math.inf,
     config: Mapping[str, Any] = DIT_CONFIG,
+    device: str = "cpu",
 ) -> DiT:
     """Trains, or goes on training, until `settings.steps` or the time `stop_at` (of `time.time`);
     returns the averaged DiT."""
-    dit = fresh_dit(settings.seed, config)
+    dit = fresh_dit(settings.seed, config).to(device)
     dit.narrow_rotation()
     optimiser = Muon(*split(dit, hidden_matrix), weight_decay=1e-3)
     changeable = frozenset(asdict(settings)) - {"seed"}
     run = Run(directory, dit, optimiser, asdict(settings), decay=0.99, changeable=changeable)
     generator = torch.Generator().manual_seed(settings.seed + 7919 * run.step)
     held_out = max(4, len(examples.person) // 20)
-    held = draw_batch(examples, torch.arange(min(4, held_out)), examples.blocks)
+    held = draw_batch(examples, torch.arange(min(4, held_out)), examples.blocks).to(device)
     while run.step < settings.steps and time.time() < stop_at:
         run.set_rate(learning_rate(run.step, settings.rate, settings.warmup, settings.steps))
         count = len(examples.person) - held_out
         chosen = held_out + torch.randint(count, (settings.batch,), generator=generator)
         long = run.step % settings.long_every == 0
         batch = draw_batch(examples, chosen, examples.blocks if long else settings.blocks)
+        batch = batch.to(device)
         trained = steps_of(run.step, settings)
         losses = dict(rollout(dit, batch, settings, trained))
         norm = run.stepped(torch.stack([losses[step] for step in trained]).sum())
@@ -211,25 +221,24 @@ def train_dit(
             )
     run.save()
     run.average.copy_to(dit)
-    return dit
+    return dit.cpu()
 
 
 @torch.no_grad()
 def evaluate(dit: DiT, batch: Batch, settings: DitSettings) -> dict[str, float]:
     """Of a batch that is not trained on: the last step's loss, with and without its audio."""
-    state = torch.random.get_rng_state()
-    torch.manual_seed(1)
     silent = Batch(
         batch.y,
-        batch.text,
         batch.image,
+        batch.text,
         batch.latents,
         [torch.zeros_like(windows) for windows in batch.windows],
     )
     found = {}
-    for name, given in (("held", batch), ("deaf", silent)):
-        found[name] = dict(rollout(dit, given, settings, ()))[STEPS - 1]
-    torch.random.set_rng_state(state)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for name, given in (("held", batch), ("deaf", silent)):
+            found[name] = dict(rollout(dit, given, settings, ()))[STEPS - 1]
     return {name: float(value) for name, value in found.items()}
 
 

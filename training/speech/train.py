@@ -7,6 +7,8 @@ all of it.
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,12 +17,12 @@ from torch import Tensor, nn
 
 from liveact.audio.chain import SAMPLES_PER_FEATURE
 from training.data.clips import Clips
-from training.data.motion import COLUMNS
+from training.data.motion import SPOKEN
 from training.optimiser import Muon, split
 from training.run import Run, learning_rate
 from training.speech.model import SpeechEncoder
 
-TARGETS = COLUMNS[:7]  # all but the smile, which is the prompt's
+TARGETS = SPOKEN
 SCALE = torch.tensor([0.24, 0.36, 0.33, 0.25, 0.2, 0.26, 0.13])  # their deviations
 LONGEST = 136  # features: 100 of history and 36 of a block
 # A window after block b ends two features after the last frame of the block.
@@ -83,24 +85,32 @@ def correlations(trainer: SpeechTrainer, clips: Clips) -> dict[str, float]:
 
 
 def train_speech(
-    clips: Clips, held_out: Clips, directory: Path, settings: SpeechSettings
+    clips: Clips,
+    held_out: Clips,
+    directory: Path,
+    settings: SpeechSettings,
+    *,
+    stop_at: float = math.inf,
+    device: str = "cpu",
 ) -> SpeechTrainer:
-    """Trains, or goes on training, to `settings.steps`; returns the averaged encoder."""
+    """Trains, or goes on training, to `settings.steps` or the time `stop_at` (of `time.time`);
+    returns the averaged encoder."""
     torch.manual_seed(settings.seed)
-    trainer = SpeechTrainer()
+    trainer = SpeechTrainer().to(device)
     optimiser = Muon(*split(trainer, lambda name: "encoder.layers" in name or ".conv." in name))
     run = Run(directory, trainer, optimiser, asdict(settings), decay=0.99)
     generator = torch.Generator().manual_seed(settings.seed + 7919 * run.step)
-    while run.step < settings.steps:
+    while run.step < settings.steps and time.time() < stop_at:
         run.set_rate(learning_rate(run.step, settings.rate, settings.warmup, settings.steps))
         samples, targets = draw_windows(clips, settings.batch, generator)
-        said = trainer(samples, targets.shape[1])
-        loss = (said - targets).square().mean()
+        said = trainer(samples.to(device), targets.shape[1])
+        loss = (said - targets.to(device)).square().mean()
         norm = run.stepped(loss)
         if run.step % 100 == 0 or run.step == settings.steps:
             trainer.eval()
-            run.report(loss=float(loss.detach()), gradient=norm, **correlations(trainer, held_out))
-            trainer.train()
+            found = correlations(trainer.cpu(), held_out)
+            run.report(loss=float(loss.detach()), gradient=norm, **found)
+            trainer.to(device).train()
     run.save()
     run.average.copy_to(trainer)
-    return trainer
+    return trainer.cpu()

@@ -105,7 +105,7 @@ class Pool:
 
 def vae_loss(vae: VAE, video: Tensor, settings: VaeSettings) -> tuple[Tensor, dict[str, float]]:
     """The training loss of clips [B, 3, T, H, W], and its parts."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(video.device.type, torch.bfloat16):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not settings.polish):
             mean = vae.encode(video) if settings.polish else raw_moments(vae, video)
         noisy = mean + settings.latent_noise * torch.randn_like(mean)
@@ -149,6 +149,7 @@ def train_vae(
     start: VAE | None = None,
     pool: int = 96,
     stop_at: float = math.inf,
+    device: str = "cpu",
 ) -> VAE:
     """Trains, or goes on training, to `settings.steps` or the time `stop_at` (of `time.time`);
     returns the averaged autoencoder.
@@ -156,7 +157,7 @@ def train_vae(
     start: what a fresh training begins from and changes; None: an inflated initialisation.
     """
     vae = inflated(SMALL, settings.seed) if start is None else start
-    channels_last(vae)
+    channels_last(vae.to(device))
     if settings.polish:
         vae.encoder.requires_grad_(False)
         vae.conv1.requires_grad_(False)
@@ -167,11 +168,11 @@ def train_vae(
     while run.step < settings.steps and time.time() < stop_at:
         run.set_rate(learning_rate(run.step, settings.rate, settings.warmup, settings.steps))
         video = pictures.draw(settings.batch, settings.frames, settings.crop)
-        video = video.contiguous(memory_format=torch.channels_last_3d)
+        video = video.to(device).contiguous(memory_format=torch.channels_last_3d)
         loss, parts = vae_loss(vae, video, settings)
         norm = run.stepped(loss)
         if run.step % 20 == 0 or run.step == settings.steps:
             run.report(**parts, gradient=norm)
     run.save()
     run.average.copy_to(vae)
-    return vae
+    return vae.cpu()
