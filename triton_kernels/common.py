@@ -16,6 +16,8 @@ import triton.language as tl
 
 F8_MAX = tl.constexpr(448.0)
 AMAX_FLOOR = tl.constexpr(1e-12)
+MAX_HEADS = tl.constexpr(64)  # kMaxHeads in csrc/cuda/cuda_ops.cpp
+HEADROOM = tl.constexpr(8.0)  # kValueHeadroom
 
 
 def tile_width(cols: int) -> int:
@@ -60,6 +62,37 @@ def encode(values, inverse_scale):
     """f32 -> fp8 codes of values · inverse_scale: round to nearest even, saturating, NaN kept."""
     scaled = tl.clamp(values * inverse_scale, -F8_MAX, F8_MAX, propagate_nan=tl.PropagateNan.ALL)
     return scaled.to(tl.float8e4nv)
+
+
+@triton.jit
+def largest(scales, heads):
+    """The largest of [heads] f32, at most MAX_HEADS."""
+    head = tl.arange(0, MAX_HEADS)
+    return tl.max(tl.load(scales + head, mask=head < heads, other=0.0), axis=0)
+
+
+@triton.jit
+def tight(v_scales, heads):
+    """The scale of averages of values that have these scales, which cannot grow over them."""
+    return largest(v_scales, heads) / HEADROOM
+
+
+@triton.jit
+def store_mixed(
+    at,  # [rows, HD] pointers, bf16 or fp8
+    values,  # [rows, HD] f32
+    inside,  # [rows]
+    scale_at,  # [rows] pointers f32, fp8 only
+    scale,  # of all rows, fp8 only
+    head,
+):
+    """What attention writes for one head: fp8 with one scale for all rows (kProbabilityScale)."""
+    if at.dtype.element_ty == tl.float8e4nv:
+        tl.store(at, encode(values, tl.div_rn(1.0, scale)), mask=inside[:, None])
+        if head == 0:
+            tl.store(scale_at, scale, mask=inside)
+    else:
+        tl.store(at, values.to(at.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit

@@ -144,7 +144,8 @@ def test_value_scale(case: KernelCase) -> None:
     rows, heads = case.sizes["rows"], case.sizes["heads"]
     qkv = make_values(case.values, rows, 3 * heads * HEAD_DIM).bfloat16()
     scale = torch.full((heads,), float("nan"))
-    launch("value_scale", qkv=qkv, v_scale=scale, rows=rows, heads=heads)
+    values = qkv[:, 2 * heads * HEAD_DIM :]
+    launch("value_scale", values=values, scale=scale, rows=rows, heads=heads, stride=qkv.stride(0))
     v = qkv[:, 2 * heads * HEAD_DIM :].unflatten(1, (heads, -1)).float()
     bound = v.abs().amax((0, 2)).clamp(min=reference.AMAX_FLOOR)
     assert torch.equal(scale, reference.HEADROOM * bound / reference.F8_MAX)
