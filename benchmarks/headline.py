@@ -43,7 +43,7 @@ PREDICTED: dict[str, dict[str, Range]] = {
         "products": (470, 525),
         "attention": (385, 480),
         "attention_gluon": (290, 340),
-        "rest": (93, 103),
+        "rest": (77, 87),
         "between": (8, 8),
         "vae": (180, 230),
         "copy": (3.8, 4.3),
@@ -52,7 +52,7 @@ PREDICTED: dict[str, dict[str, Range]] = {
         "products": (470, 525),
         "attention": (385, 480),
         "attention_gluon": (290, 340),
-        "rest": (119, 131),
+        "rest": (101, 113),
         "between": (8, 8),
         "vae": (190, 250),
         "copy": (2.7, 3.0),
@@ -79,7 +79,7 @@ def is_predicted(result: dict[str, Any]) -> bool:
 
 
 def _block(result: dict[str, Any], card: str | None) -> list[Figure]:
-    gluon = any(said.startswith(f"{GLUON}:") for said in result["choices"].values())
+    gluon = any(said.startswith(f"{GLUON}.to_f8:") for said in result["choices"].values())
     known = card is not None and is_predicted(result)
 
     def expected(part: str) -> tuple[float | None, float | None]:

@@ -126,7 +126,7 @@ class Loaded:
         keys = ("dim", "ffn_dim", "num_heads", "num_layers")
         return {
             "device": self.devices.name,
-            "precision": str(self.devices.precision),
+            "precision": str(self.dit.precision if self.dit else self.devices.precision),
             "sizes": {key: self.config[key] for key in keys}
             | {
                 "picture": list(self.size),

@@ -48,7 +48,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        help=f"{', '.join(PRECISIONS)} or a policy file; default: fp32 on the CPU, fp8 on CUDA",
+        help=f"{', '.join(PRECISIONS)} or a policy file; default: fp32 on the CPU, auto on CUDA",
     )
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--checkpoint", type=Path, help="directory in the released layout")

@@ -21,8 +21,11 @@ def gelu_tanh(x):
 
     The exponent is bounded as in csrc/cpu: an infinite x stays infinite instead of becoming NaN.
     """
-    u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-    return x / (1.0 + tl.exp2(tl.minimum(-2.8853900817779268 * u, 126.0)))
+    # −2u · log2(e) with its constants folded, and 1 / d as a squared root, which Triton does not
+    # guard against denormal numbers as it does a division: 4 of 19 instructions a value.
+    exponent = x * (-2.3022081985 - 0.10294324 * x * x)
+    root = tl.rsqrt(1.0 + tl.exp2(tl.minimum(exponent, 126.0)))
+    return x * root * root
 
 
 @triton.jit

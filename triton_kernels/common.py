@@ -5,7 +5,7 @@ A row of 5120 or 13824 is no power of two, so it is held as a tuple of equal til
 
 NaN: like csrc/cpu, the amax of a row passes over a NaN, and the NaN itself becomes the code 0x7f.
 An infinity makes the scale infinite, which turns the row into NaN where it is used. So neither is
-ever hidden by the clamp. Divisions and roots that fix a scale are the correctly rounded ones:
+ever hidden by saturation. Divisions and roots that fix a scale are the correctly rounded ones:
 codes are then equal to the CPU's, bit for bit, wherever the row that is quantised is.
 """
 
@@ -16,6 +16,8 @@ import triton.language as tl
 
 F8_MAX = tl.constexpr(448.0)
 AMAX_FLOOR = tl.constexpr(1e-12)
+MAX_HEADS = tl.constexpr(64)  # kMaxHeads in csrc/cuda/cuda_ops.cpp
+HEADROOM = tl.constexpr(8.0)  # kValueHeadroom
 
 
 def tile_width(cols: int) -> int:
@@ -57,9 +59,42 @@ def sum_squares(tiles):
 
 @triton.jit
 def encode(values, inverse_scale):
-    """f32 -> fp8 codes of values · inverse_scale: round to nearest even, saturating, NaN kept."""
-    scaled = tl.clamp(values * inverse_scale, -F8_MAX, F8_MAX, propagate_nan=tl.PropagateNan.ALL)
-    return scaled.to(tl.float8e4nv)
+    """f32 -> fp8 codes of values · inverse_scale: round to nearest even, saturating, NaN kept.
+
+    The conversion does all that (cvt.rn.satfinite): a clamp before it would be two instructions.
+    """
+    return (values * inverse_scale).to(tl.float8e4nv)
+
+
+@triton.jit
+def largest(scales, heads):
+    """The largest of [heads] f32, at most MAX_HEADS."""
+    head = tl.arange(0, MAX_HEADS)
+    return tl.max(tl.load(scales + head, mask=head < heads, other=0.0), axis=0)
+
+
+@triton.jit
+def tight(v_scales, heads):
+    """The scale of averages of values that have these scales, which cannot grow over them."""
+    return largest(v_scales, heads) / HEADROOM
+
+
+@triton.jit
+def store_mixed(
+    at,  # [rows, HD] pointers, bf16 or fp8
+    values,  # [rows, HD] f32
+    inside,  # [rows]
+    scale_at,  # [rows] pointers f32, fp8 only
+    scale,  # of all rows, fp8 only
+    head,
+):
+    """What attention writes for one head: fp8 with one scale for all rows (kProbabilityScale)."""
+    if at.dtype.element_ty == tl.float8e4nv:
+        tl.store(at, encode(values, tl.div_rn(1.0, scale)), mask=inside[:, None])
+        if head == 0:
+            tl.store(scale_at, scale, mask=inside)
+    else:
+        tl.store(at, values.to(at.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit

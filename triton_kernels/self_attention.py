@@ -20,6 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from triton_kernels.common import largest, store_mixed
 from triton_kernels.spec import Ceil, Launch, Spec
 
 HEAD_DIM = 128
@@ -71,7 +72,9 @@ def self_attention(
     current_k_scale,  # [H, Tk] f32, f8 only
     current_v,  # [H, HEAD_DIM, current_v_stride]
     v_scale,  # [H] f32, f8 only
-    out,  # [M, H * HEAD_DIM] bf16
+    out,  # [M, H * HEAD_DIM] bf16 or f8
+    out_scale,  # [M] f32, f8 only
+    head_scale,  # [H] f32, f8 only: the largest is every row's scale
     tokens,  # M
     heads,  # H
     context_tokens,  # Tc, may be 0
@@ -82,6 +85,7 @@ def self_attention(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     F8: tl.constexpr,
+    TO_F8: tl.constexpr,
 ):
     head = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -153,14 +157,15 @@ def self_attention(
     if F8:
         scale *= tl.load(v_scale + head)
     out_rows = out + rows[:, None].to(tl.int64) * (heads * HEAD_DIM) + head * HEAD_DIM
-    values = (acc * scale[:, None]).to(tl.bfloat16)
-    tl.store(out_rows + dims[None, :], values, mask=inside[:, None])
+    row_scale_out = largest(head_scale, heads) if TO_F8 else 1.0
+    values = acc * scale[:, None]
+    store_mixed(out_rows + dims[None, :], values, inside, out_scale + rows, row_scale_out, head)
 
 
-def _spec(f8: bool) -> Spec:
+def _spec(f8: bool, to_f8: bool = False) -> Spec:
     element = "*f8" if f8 else "*bf16"
     return Spec(
-        name=f"self_attention.{'f8' if f8 else 'bf16'}",
+        name=f"self_attention.{'f8' if f8 else 'bf16'}{'.to_f8' if to_f8 else ''}",
         function=self_attention,
         parameters={
             "q": element,
@@ -172,7 +177,9 @@ def _spec(f8: bool) -> Spec:
             "current_k_scale": "*f32:4",
             "current_v": element,
             "v_scale": "*f32:4",
-            "out": "*bf16",
+            "out": "*f8" if to_f8 else "*bf16",
+            "out_scale": "*f32:4",
+            "head_scale": "*f32:4",
             "tokens": "i32",
             "heads": "i32",
             "context_tokens": "i32",
@@ -180,7 +187,7 @@ def _spec(f8: bool) -> Spec:
             "context_v_stride": f"i32:{VALUE_PADDING}",
             "current_v_stride": f"i32:{VALUE_PADDING}",
         },
-        constexprs={"HEAD_DIM": HEAD_DIM, "F8": f8},
+        constexprs={"HEAD_DIM": HEAD_DIM, "F8": f8, "TO_F8": to_f8},
         launch=TUNING_F8 if f8 else TUNING_BF16,
         grid=((Ceil("tokens", "BLOCK_M"),), (Ceil("heads"),), (1,)),
         reason=REASON_F8 if f8 else REASON_BF16,
@@ -214,4 +221,4 @@ TUNING_BF16 = {
     "sm_100a": _tiles(128, 128, 8, 2),
 }
 
-SPECS = [_spec(f8) for f8 in (True, False)]
+SPECS = [_spec(True), _spec(False), _spec(True, to_f8=True)]

@@ -131,8 +131,9 @@ def _produce(keys_and_values, sizes, ring):
 
 
 @gluon.jit
-def _consume(queries, out, v_scale, sizes, q_tiles, ring, GROUP: gl.constexpr):
+def _consume(queries, results, v_scale, sizes, q_tiles, ring, GROUP: gl.constexpr):
     q, q_scale = queries
+    out, out_scale, head_scale = results
     tokens, heads, context_tokens, current_tokens, _, _ = sizes
     k_tiles, v_tiles, scales, full, empty = ring
     mma: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
@@ -202,7 +203,17 @@ def _consume(queries, out, v_scale, sizes, q_tiles, ring, GROUP: gl.constexpr):
     scale = gl.load(v_scale + head) / total
     out_rows = out + rows[:, None].to(gl.int64) * (heads * HEAD_DIM) + head * HEAD_DIM
     dims = gl.arange(0, HEAD_DIM, by_column)
-    gl.store(out_rows + dims[None, :], (acc * scale[:, None]).to(gl.bfloat16), inside[:, None])
+    values = acc * scale[:, None]
+    if out.dtype.element_ty == gl.float8e4nv:  # as store_mixed in common.py
+        of_head = gl.arange(0, KEYS, by_column)
+        scales = gl.load(head_scale + of_head, mask=of_head < heads, other=0.0)
+        largest = gl.max(scales, axis=0)
+        values *= 1.0 / largest  # the conversion saturates
+        gl.store(out_rows + dims[None, :], values.to(gl.float8e4nv), inside[:, None])
+        if head == 0:
+            gl.store(out_scale + rows, gl.full([ROWS], 0.0, gl.float32, by_row) + largest, inside)
+    else:
+        gl.store(out_rows + dims[None, :], values.to(gl.bfloat16), inside[:, None])
 
 
 @gluon.jit
@@ -216,7 +227,9 @@ def self_attention_hopper(
     current_k_scale,  # [H, Tk] f32
     current_v,  # [H, HEAD_DIM, current_v_stride] f8
     v_scale,  # [H] f32
-    out,  # [M, H * HEAD_DIM] bf16
+    out,  # [M, H * HEAD_DIM] bf16 or f8
+    out_scale,  # [M] f32, f8 only
+    head_scale,  # [H] f32, f8 only: the largest is every row's scale
     tokens,  # M
     heads,  # H
     context_tokens,  # Tc, may be 0
@@ -254,10 +267,11 @@ def self_attention_hopper(
     )
     ring = (k_tiles, v_tiles, scales, full, empty)
     queries = (q, q_scale)
+    results = (out, out_scale, head_scale)
     gl.warp_specialize(
         [
-            (_consume, (queries, out, v_scale, sizes, q_tiles, ring, 0)),
-            (_consume, (queries, out, v_scale, sizes, q_tiles, ring, 1)),
+            (_consume, (queries, results, v_scale, sizes, q_tiles, ring, 0)),
+            (_consume, (queries, results, v_scale, sizes, q_tiles, ring, 1)),
             (_produce, (keys_and_values, sizes, ring)),
         ],
         [4, 4],
@@ -268,8 +282,8 @@ def self_attention_hopper(
 # The runtime times both when a stream opens and takes the faster one.
 SPECS = [
     dataclasses.replace(
-        self_attention.SPECS[0],  # fp8: the same parameters in the same order
-        name="self_attention.f8.hopper",
+        spec,  # the same parameters in the same order
+        name=spec.name.replace(".f8", ".f8.hopper", 1),
         function=self_attention_hopper,
         constexprs={},
         launch={"default": Launch(num_warps=4)},  # of the first consumer; 12 in all
@@ -280,4 +294,6 @@ SPECS = [
         arches=("sm_90a",),  # wgmma
         start_registers=MEAN_REGISTERS,
     )
+    for spec in self_attention.SPECS
+    if spec.name.startswith("self_attention.f8")
 ]

@@ -18,7 +18,8 @@ namespace {
 py::object value_scale(Device& device, const py::object& qkv, int64_t heads) {
   Call call(device);
   auto* scale = call.memory<float>(4 * heads);
-  call.ops().value_scale(call.rows(qkv), heads, scale);
+  const Rows rows = call.rows(qkv);
+  call.ops().value_scale(rows.columns(2 * rows.cols / 3, rows.cols / 3), heads, scale);
   return call.get(scale, DType::f32, {heads});
 }
 

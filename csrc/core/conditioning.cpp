@@ -93,6 +93,10 @@ void Stream::Impl::project_context(const Rows& context, const Rows& spare, bool 
     } else {
       project_kv(operand, layer.text_k, layer.text_k_norm, layer.text_v, segment);
     }
+    if (precision_.layers[i].cross_o == DType::f8) {
+      const Rows v = scratch_.normed.as(context.rows, config_.dim, context.dtype);
+      ops_->value_scale(v, config_.num_heads, segment.v_scale);
+    }
   }
 }
 
@@ -137,6 +141,9 @@ void Stream::Impl::project_audio(const float* features, int64_t feature_rows, in
     Rows target = pass.audio_kv[i];
     target.rows = tokens.rows;
     ops_->linear(tokens, kv.weight, kv.epilogue(), target);
+    if (precision_.layers[i].audio_o == DType::f8) {
+      ops_->value_scale(target.columns(c.dim, c.dim), c.num_heads, pass.audio_v_scale[i]);
+    }
   }
 }
 

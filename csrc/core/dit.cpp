@@ -71,14 +71,20 @@ void Stream::Impl::self_attention_layer(const Layer& layer, const LayerPrecision
   current.dtype = p.attention;
   current.tokens = m;
   current.v_scale = context.v_scale;
-  if (block_ == 0 && p.attention == DType::f8) ops_->value_scale(qkv, c.num_heads, context.v_scale);
+  if (block_ == 0 && p.attention == DType::f8) {
+    ops_->value_scale(qkv.columns(2 * c.dim, c.dim), c.num_heads, context.v_scale);
+  }
   ops_->split_qkv(qkv, layer.self_q_norm.gain, layer.self_k_norm.gain, c.eps, rope_, first_slot, q,
                   current);
 
   KvSegment attended = context;
   if (block_ == 0) attended.tokens = 0;
-  const Rows mixed = scratch_.mixed.as(m, c.dim, activations);
-  ops_->self_attention(q, attended, current, mixed);
+  // Block 0 finds the scale that the later ones write in fp8 with.
+  float* mixed_scale = pass.mixed_scale[step * c.num_layers + index];
+  const bool in_f8 = p.attention == DType::f8 && p.self_o == DType::f8;
+  const Rows mixed = mixed_rows(m, in_f8 && block_ > 0 ? DType::f8 : activations);
+  ops_->self_attention(q, attended, current, mixed_scale, mixed);
+  if (in_f8 && block_ == 0) ops_->value_scale(mixed, c.num_heads, mixed_scale);
   project_out(mixed, layer.self_o, constants.self_o, p.self_o, scratch_.x);
   update_context(layer, current, context);
 }
@@ -112,7 +118,7 @@ void Stream::Impl::cross_attention_layer(const Layer& layer, const LayerPrecisio
   ops_->layer_norm(scratch_.x, layer.cross_norm.gain, layer.cross_norm.bias, c.eps, normed);
   ops_->linear(normed, layer.cross_q.weight, layer.cross_q.epilogue(), q);
   ops_->rms_norm(q, layer.cross_q_norm.gain, c.eps, q);
-  const Rows mixed = scratch_.mixed.as(m, c.dim, activations);
+  const Rows mixed = mixed_rows(m, p.cross_o == DType::f8 ? DType::f8 : activations);
   ops_->cross_attention(q, conditioning_.text_kv[index], pad_count_, conditioning_.image_kv[index],
                         mixed);
   project_out(mixed, layer.cross_o, layer.cross_o.epilogue(true), p.cross_o, scratch_.x);
@@ -134,11 +140,11 @@ void Stream::Impl::audio_layer(const Layer& layer, const LayerPrecision& p, cons
   const Rows q = scratch_.wide.as(x.rows, c.dim, activations);
   ops_->layer_norm(x, layer.audio_norm.gain, layer.audio_norm.bias, c.eps, normed);
   ops_->linear(normed, layer.audio_q.weight, layer.audio_q.epilogue(), q);
-  const Rows mixed = scratch_.mixed.as(x.rows, c.dim, activations);
+  const Rows mixed = mixed_rows(x.rows, p.audio_o == DType::f8 ? DType::f8 : activations);
   Rows kv = pass.audio_kv[index];
   const int64_t kv_frames = pass.audio_frames == 1 ? 1 : n;
   kv.rows = kv_frames * c.context_tokens;
-  ops_->audio_attention(q, kv, n, kv_frames, c.num_heads, mixed);
+  ops_->audio_attention(q, kv, n, kv_frames, c.num_heads, pass.audio_v_scale[index], mixed);
   project_out(mixed, layer.audio_o, layer.audio_o.epilogue(true), p.audio_o, x);
 }
 
@@ -157,6 +163,12 @@ void Stream::Impl::ffn_layer(const Layer& layer, const LayerPrecision& p, int st
   const Rows activated = scratch_.normed.as(m, c.ffn_dim, p.ffn_down);
   ops_->activate(up, Activation::gelu_tanh, activated);
   ops_->linear(activated, layer.ffn_down.weight, constants.ffn_down, scratch_.x);
+}
+
+// Where attention writes: for its projection in fp8 the operand itself, whose memory is free by
+// then.
+Rows Stream::Impl::mixed_rows(int64_t rows, DType dtype) {
+  return (dtype == DType::f8 ? scratch_.normed : scratch_.mixed).as(rows, config_.dim, dtype);
 }
 
 // x = what attention mixed through its projection, in the format of that.

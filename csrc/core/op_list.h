@@ -75,9 +75,9 @@ LIVEACT_OP(void, quantize, (const Rows& x, const Rows& out), (x, out))
 
 // ------------------------------------------------------------------------------- keys and values
 
-// v_scale [heads] of the values in qkv [M, 3D], as described at kValueHeadroom.
-LIVEACT_OP(void, value_scale, (const Rows& qkv, int64_t heads, float* v_scale),
-           (qkv, heads, v_scale))
+// scale [heads] of values [M, D], as described at kValueHeadroom.
+LIVEACT_OP(void, value_scale, (const Rows& values, int64_t heads, float* scale),
+           (values, heads, scale))
 
 // From the fused product qkv [M, 3D]: RMS over all of D for q and k, rotation, split in heads,
 // quantisation. Query and key of token t sit at latent-frame position first_position + t / F.
@@ -103,15 +103,18 @@ LIVEACT_OP(void, update_memory,
 
 // ------------------------------------------------------------------------------------- attention
 
+// An `out` in fp8 has the scale described at kProbabilityScale, in every row.
+
 // out [M, D] = softmax(q · [context; current]^T / sqrt(hd)) · [context; current], no mask.
-// The context may have no tokens.
+// The context may have no tokens. out_scale [H]: fp8 output of fp8 attention only.
 LIVEACT_OP(void, self_attention,
-           (const Heads& q, const KvSegment& context, const KvSegment& current, const Rows& out),
-           (q, context, current, out))
+           (const Heads& q, const KvSegment& context, const KvSegment& current,
+            const float* out_scale, const Rows& out),
+           (q, context, current, out_scale, out))
 
 // out [M, D] = Attn(q, text) + Attn(q, image): two softmaxes, one q [M, D]. The last text key stands
 // for `pad_count` identical padding rows: its logit has log(pad_count) added; with pad_count 0 it is
-// left out.
+// left out. fp8 output: the scale is that of text plus that of image.
 LIVEACT_OP(void, cross_attention,
            (const Rows& q, const KvSegment& text, int64_t pad_count, const KvSegment& image,
             const Rows& out),
@@ -119,10 +122,11 @@ LIVEACT_OP(void, cross_attention,
 
 // Per latent frame j of n: out rows j*F .. = Attn(q rows j*F .., keys of that frame). kv holds
 // kv_frames * T audio tokens [kv_frames * T, 2D] (k | v); kv_frames is n, or 1 for all alike.
+// v_scale [heads] of their values: fp8 output only.
 LIVEACT_OP(void, audio_attention,
            (const Rows& q, const Rows& kv, int64_t n, int64_t kv_frames, int64_t heads,
-            const Rows& out),
-           (q, kv, n, kv_frames, heads, out))
+            const float* v_scale, const Rows& out),
+           (q, kv, n, kv_frames, heads, v_scale, out))
 
 // ------------------------------------------------------------------------ calls around the ops
 

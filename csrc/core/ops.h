@@ -25,6 +25,15 @@ struct Rows {
   Rows as(int64_t new_rows, int64_t new_cols, DType new_dtype) const {
     return {data, new_dtype, new_rows, new_cols, scale, 0};
   }
+  // `count` columns from `first` on; of fp32 and bf16, whose rows have no scale.
+  Rows columns(int64_t first, int64_t count) const {
+    return {static_cast<char*>(data) + first * size_bytes(dtype),
+            dtype,
+            rows,
+            count,
+            nullptr,
+            row_stride()};
+  }
   // All rows from `first` on.
   Rows from(int64_t first) const {
     Rows result = *this;
@@ -78,7 +87,9 @@ struct KvSegment {
   int64_t tokens = 0;
   int64_t head_dim = 0;
   float* k_scale = nullptr;  // [H, tokens], fp8 only: per token and head
-  float* v_scale = nullptr;  // [H], fp8 only: shared by context and current block, see below
+  // [H]. fp8: shared by context and current block, see below. Text and image: of the values as they
+  // are, for what attention writes in fp8.
+  float* v_scale = nullptr;
 
   int64_t key_bytes() const { return heads * tokens * head_dim * size_bytes(dtype); }
   // `multiple` is DeviceFormats::value_multiple.
@@ -96,6 +107,12 @@ struct KvSegment {
 constexpr float kValueHeadroom = 8.0f;
 // P in [0, 1] is multiplied by this before it is cast to fp8 (the sum of P stays fp32).
 constexpr float kProbabilityScale = 256.0f;
+// What attention writes in fp8 has one scale for all rows, so that no program has to know the
+// largest value of a row: the largest of [H] scales as value_scale makes them. It goes into the
+// scale of every row, and codes are those of value * (1 / scale). The values of self-attention are
+// many and average out, so there these are the scales of its own result in block 0: as with V, it
+// may grow eightfold before it saturates. For cross- and audio attention they are the scales of the
+// values that are averaged, divided by kValueHeadroom: the result cannot exceed the largest value.
 
 // cos, sin of the 3D rotary embedding: pairs of a head rotate by latent frame, then row, then
 // column; pair j of an axis with m pairs has the frequency 10000^(-j/m). Angles are float64,

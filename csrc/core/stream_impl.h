@@ -57,6 +57,7 @@ class Stream::Impl {
   void cross_attention_layer(const Layer& layer, const LayerPrecision& p, int64_t index);
   void audio_layer(const Layer& layer, const LayerPrecision& p, const Pass& pass, int64_t index);
   void ffn_layer(const Layer& layer, const LayerPrecision& p, int step);
+  Rows mixed_rows(int64_t rows, DType dtype);
   void project_out(const Rows& mixed, const Linear& linear, const Epilogue& epilogue,
                    DType precision, const Rows& x);
 

@@ -100,12 +100,14 @@ void StreamMemory::make_pass(Pass& pass, int first_step, int64_t audio_frames) {
   const ModelConfig& c = config_;
   const int64_t tokens = options_.slots.context() * sizes_.frame_tokens;
   pass.contexts.resize(kSteps * c.num_layers);
+  pass.mixed_scale.resize(kSteps * c.num_layers);
   const int64_t before = total_bytes;
   for (int step = first_step; step < kSteps; ++step) {
     for (int64_t i = 0; i < c.num_layers; ++i) {
       float* v_scale = floats(c.num_heads);
       pass.contexts[step * c.num_layers + i] =
           kv_segment(tokens, precision_.layers[i].attention, v_scale);
+      pass.mixed_scale[step * c.num_layers + i] = floats(c.num_heads);
     }
   }
   context_bytes += total_bytes - before;
@@ -113,14 +115,17 @@ void StreamMemory::make_pass(Pass& pass, int first_step, int64_t audio_frames) {
   for (int64_t i = 0; i < c.num_layers; ++i) {
     pass.audio_kv.push_back(
         rows(audio_frames * c.context_tokens, 2 * c.dim, precision_.activations));
+    pass.audio_v_scale.push_back(floats(c.num_heads));
   }
 }
 
 void StreamMemory::make_conditioning_kv() {
+  const auto segment = [&](int64_t tokens) {
+    return kv_segment(tokens, precision_.activations, floats(config_.num_heads));
+  };
   for (int64_t i = 0; i < config_.num_layers; ++i) {
-    conditioning.text_kv.push_back(kv_segment(sizes_.text_tokens, precision_.activations, nullptr));
-    conditioning.image_kv.push_back(
-        kv_segment(options_.max_image_tokens, precision_.activations, nullptr));
+    conditioning.text_kv.push_back(segment(sizes_.text_tokens));
+    conditioning.image_kv.push_back(segment(options_.max_image_tokens));
   }
 }
 

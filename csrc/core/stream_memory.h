@@ -12,9 +12,11 @@ namespace liveact {
 
 // With guidance a second pass runs without audio, on contexts of its own.
 struct Pass {
-  std::vector<KvSegment> contexts;  // [kSteps * layers]; step 0 unused in the pass without audio
-  std::vector<Rows> audio_kv;       // [layers]: [frames * tokens, 2D]
-  int64_t audio_frames = 0;         // latent frames in audio_kv; 1 = the same for all
+  std::vector<KvSegment> contexts;    // [kSteps * layers]; step 0 unused in the pass without audio
+  std::vector<float*> mixed_scale;    // the same: [H], of what self-attention writes in fp8
+  std::vector<Rows> audio_kv;         // [layers]: [frames * tokens, 2D]
+  std::vector<float*> audio_v_scale;  // [layers]: [H]
+  int64_t audio_frames = 0;           // latent frames in audio_kv; 1 = the same for all
 };
 
 // Text and image, and scratch to project them and the audio with.

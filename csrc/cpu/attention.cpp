@@ -125,6 +125,33 @@ Keys head_keys(const KvSegment& segment, int64_t head, int64_t tokens, float*& s
   return keys;
 }
 
+float largest(const float* scales, int64_t heads) {
+  return *std::max_element(scales, scales + heads);
+}
+
+// The scale of averages of values that have these scales, which cannot grow over them.
+float tight(const float* v_scales, int64_t heads) {
+  return largest(v_scales, heads) / kValueHeadroom;
+}
+
+// Head `head` of row `row` of a result, [hd]. fp8: `scale` is that of all rows.
+void write_head(const Rows& out, int64_t row, int64_t head, int64_t hd, const float* values,
+                float scale) {
+  const int64_t offset = row * out.row_stride() + head * hd;
+  switch (out.dtype) {
+    case DType::f32:
+      std::memcpy(static_cast<float*>(out.data) + offset, values, sizeof(float) * hd);
+      return;
+    case DType::bf16:
+      encode_bf16(values, hd, static_cast<uint16_t*>(out.data) + offset);
+      return;
+    case DType::f8:
+      encode_f8(values, hd, 1.0f / scale, static_cast<uint8_t*>(out.data) + offset);
+      if (head == 0) out.scale[row] = scale;
+      return;
+  }
+}
+
 }  // namespace
 
 int64_t attention_floats(const OpsLimits& limits) {
@@ -133,7 +160,8 @@ int64_t attention_floats(const OpsLimits& limits) {
 }
 
 void CpuOps::self_attention(const Heads& q, const KvSegment& context, const KvSegment& current,
-                            const Rows& out) {
+                            const float* out_scale, const Rows& out) {
+  const float scale = out.dtype == DType::f8 ? largest(out_scale, q.heads) : 1.0f;
   // fp32 keys lie ready, so (head, query tile) pairs are shared out; other formats are decoded by
   // whichever thread has the head, so heads are.
   const bool ready = current.dtype == DType::f32;
@@ -170,8 +198,7 @@ void CpuOps::self_attention(const Heads& q, const KvSegment& context, const KvSe
         }
         attend(tile_q, hd, rows, key_sets, hd, current.dtype == DType::f8, false, result, hd, tile);
         for (int64_t r = 0; r < rows; ++r) {
-          encode_bf16(result + r * hd, hd,
-                      static_cast<uint16_t*>(out.data) + (row0 + r) * out.row_stride() + column);
+          write_head(out, row0 + r, head, hd, result + r * hd, scale);
         }
       }
     }
@@ -180,10 +207,10 @@ void CpuOps::self_attention(const Heads& q, const KvSegment& context, const KvSe
 
 namespace {
 
-// Attention of token-major rows q over per-head keys; out may be fp32 or bf16.
+// Attention of token-major rows q over per-head keys. `out_scale`: of an out in fp8.
 void attend_rows(const Rows& q, int64_t row0, int64_t rows, int64_t head, int64_t hd,
-                 std::span<const Keys> first, std::span<const Keys> second, const Rows& out,
-                 float* queries, float* result, Tile& tile) {
+                 std::span<const Keys> first, std::span<const Keys> second, float out_scale,
+                 const Rows& out, float* queries, float* result, Tile& tile) {
   const int64_t column = head * hd;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t offset = (row0 + r) * q.row_stride() + column;
@@ -194,12 +221,7 @@ void attend_rows(const Rows& q, int64_t row0, int64_t rows, int64_t head, int64_
   attend(queries, hd, rows, first, hd, false, false, result, hd, tile);
   if (!second.empty()) attend(queries, hd, rows, second, hd, false, true, result, hd, tile);
   for (int64_t r = 0; r < rows; ++r) {
-    const int64_t offset = (row0 + r) * out.row_stride() + column;
-    if (out.dtype == DType::f32) {
-      std::memcpy(static_cast<float*>(out.data) + offset, result + r * hd, sizeof(float) * hd);
-    } else {
-      encode_bf16(result + r * hd, hd, static_cast<uint16_t*>(out.data) + offset);
-    }
+    write_head(out, row0 + r, head, hd, result + r * hd, out_scale);
   }
 }
 
@@ -209,6 +231,9 @@ void CpuOps::cross_attention(const Rows& q, const KvSegment& text, int64_t pad_c
                              const KvSegment& image, const Rows& out) {
   const int64_t hd = text.head_dim;
   const int64_t text_tokens = pad_count > 0 ? text.tokens : text.tokens - 1;
+  const float scale = out.dtype == DType::f8
+                          ? tight(text.v_scale, text.heads) + tight(image.v_scale, image.heads)
+                          : 1.0f;
   const int64_t tiles = (q.rows + kQueryTile - 1) / kQueryTile;
   threads_.run([&](int lane, int lanes) {
     float* base = attention_.f32() + lane * attention_floats_;
@@ -224,13 +249,14 @@ void CpuOps::cross_attention(const Rows& q, const KvSegment& text, int64_t pad_c
       if (pad_count > 0) text_keys.last_bias = std::log(static_cast<float>(pad_count));
       const Keys image_keys = head_keys(image, head, image.tokens, scratch);
       attend_rows(q, row0, std::min(kQueryTile, q.rows - row0), head, hd, {&text_keys, 1},
-                  {&image_keys, 1}, out, queries, result, tile);
+                  {&image_keys, 1}, scale, out, queries, result, tile);
     }
   });
 }
 
 void CpuOps::audio_attention(const Rows& q, const Rows& kv, int64_t n, int64_t kv_frames,
-                             int64_t heads, const Rows& out) {
+                             int64_t heads, const float* v_scale, const Rows& out) {
+  const float scale = out.dtype == DType::f8 ? tight(v_scale, heads) : 1.0f;
   const int64_t width = q.cols;
   const int64_t hd = width / heads;
   const int64_t frame_rows = q.rows / n;
@@ -258,7 +284,7 @@ void CpuOps::audio_attention(const Rows& q, const Rows& kv, int64_t n, int64_t k
         if (value != v + t * hd) std::memcpy(v + t * hd, value, sizeof(float) * hd);
       }
       const Keys keys{.k = k, .v = v, .tokens = tokens, .stride = hd};
-      attend_rows(q, row0, rows, head, hd, {&keys, 1}, {}, out, queries, result, tile);
+      attend_rows(q, row0, rows, head, hd, {&keys, 1}, {}, scale, out, queries, result, tile);
     }
   });
 }

@@ -38,17 +38,16 @@ void store_value(const float* values, const KvSegment& segment, int64_t head, in
 
 }  // namespace
 
-void CpuOps::value_scale(const Rows& qkv, int64_t heads, float* v_scale) {
-  const int64_t width = qkv.cols / 3;
-  const int64_t hd = width / heads;
+void CpuOps::value_scale(const Rows& values, int64_t heads, float* scale) {
+  const int64_t hd = values.cols / heads;
   threads_.each(heads, [&](int64_t head, int lane) {
     float bound = kF8AmaxFloor;
-    for (int64_t r = 0; r < qkv.rows; ++r) {
-      const float* v = read_f32(qkv.data, qkv.dtype, r * qkv.row_stride() + 2 * width + head * hd,
-                                hd, 1.0f, row_scratch(lane));
+    for (int64_t r = 0; r < values.rows; ++r) {
+      const float* v = read_f32(values.data, values.dtype, r * values.row_stride() + head * hd, hd,
+                                1.0f, row_scratch(lane));
       bound = std::max(bound, amax(v, hd));
     }
-    v_scale[head] = kValueHeadroom * bound / kF8Max;
+    scale[head] = kValueHeadroom * bound / kF8Max;
   });
 }
 

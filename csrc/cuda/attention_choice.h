@@ -13,8 +13,15 @@
 
 namespace liveact::cuda {
 
-// {tokens, heads, context tokens, current tokens} of a call.
-using AttentionShape = std::array<int64_t, 4>;
+// The operands of a call, and the format of its result.
+struct AttentionCall {
+  Heads q;
+  KvSegment context, current;
+  DType out;
+};
+
+// {tokens, heads, context tokens, current tokens, format of the result} of a call.
+using AttentionShape = std::array<int64_t, 5>;
 
 // What was chosen on one device, for all its queues.
 struct AttentionChoices {
@@ -31,26 +38,24 @@ class AttentionKernels {
 
   // A call that comes: q and `current` may be overwritten until `choose` returns. Checks the launch
   // of every kernel that may be chosen.
-  void note(const Heads& q, const KvSegment& context, const KvSegment& current,
-            KernelTable::Arguments arguments);
+  void note(const AttentionCall& call, KernelTable::Arguments arguments);
   // For every noted call whose shape this device has not met: times both and keeps the faster.
   void choose(CUstream stream);
   // The kernel of a call; the readable one where nothing was chosen.
-  const std::string& name(const Heads& q, const KvSegment& context, const KvSegment& current) const;
+  const std::string& name(const AttentionCall& call) const;
 
  private:
-  struct Call {
-    Heads q;
-    KvSegment current;
+  struct Noted {
+    AttentionCall call;
     std::vector<Argument> arguments;
   };
 
-  const std::string& fastest(const AttentionShape& shape, const Call& call, CUstream stream);
+  const std::string& fastest(const Noted& noted, CUstream stream);
 
   const Driver& driver_;
   const KernelTable& table_;
   AttentionChoices& choices_;
-  std::map<AttentionShape, Call> noted_;
+  std::map<AttentionShape, Noted> noted_;
   std::map<AttentionShape, std::string> chosen_;
 };
 

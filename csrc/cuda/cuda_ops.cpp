@@ -13,6 +13,8 @@ namespace liveact::cuda {
 
 namespace {
 
+constexpr int64_t kMaxHeads = 64;  // MAX_HEADS in triton_kernels/common.py
+
 std::string variant(DType dtype) {
   return dtype == DType::f8 ? "f8" : dtype == DType::bf16 ? "bf16" : "f32";
 }
@@ -24,6 +26,14 @@ int64_t v_stride(const KvSegment& segment) {
                 "cuda: expected fewer than 2^31 keys x width in a segment, found ", segment.heads,
                 " x ", segment.head_dim, " x ", columns);
   return columns;
+}
+
+// What a kernel of attention that writes fp8 has behind its name.
+std::string written(const Rows& out) { return out.dtype == DType::f8 ? ".to_f8" : ""; }
+
+void check_heads(int64_t heads) {
+  LIVEACT_CHECK(heads <= kMaxHeads, "cuda attention: expected at most ", kMaxHeads,
+                " heads, found ", heads);
 }
 
 }  // namespace
@@ -76,8 +86,8 @@ void CudaOps::quantize(const Rows& x, const Rows& out) {
   }
 }
 
-void CudaOps::value_scale(const Rows& qkv, int64_t heads, float* v_scale) {
-  launch("value_scale", {qkv.data, v_scale, qkv.rows, heads});
+void CudaOps::value_scale(const Rows& values, int64_t heads, float* scale) {
+  launch("value_scale", {values.data, scale, values.rows, heads, values.row_stride()});
 }
 
 void CudaOps::split_qkv(const Rows& qkv, const float* q_gain, const float* k_gain, float eps,
@@ -96,32 +106,37 @@ void CudaOps::store_kv(const Rows& k, const Rows& v, const KvSegment& segment) {
 }
 
 void CudaOps::self_attention(const Heads& q, const KvSegment& context, const KvSegment& current,
-                             const Rows& out) {
+                             const float* out_scale, const Rows& out) {
+  check_heads(q.heads);
   const Argument arguments[] = {
-      q.data,          q.scale,        context.k,         context.k_scale,  context.v, current.k,
-      current.k_scale, current.v,      current.v_scale,   out.data,         q.tokens,  q.heads,
-      context.tokens,  current.tokens, v_stride(context), v_stride(current)};
+      q.data,         q.scale,           context.k,        context.k_scale, context.v,
+      current.k,      current.k_scale,   current.v,        current.v_scale, out.data,
+      out.scale,      out_scale,         q.tokens,         q.heads,         context.tokens,
+      current.tokens, v_stride(context), v_stride(current)};
+  const AttentionCall call{q, context, current, out.dtype};
   if (planning_) {
-    attention_.note(q, context, current, arguments);
+    attention_.note(call, arguments);
     return;
   }
   const ContextScope scope(driver_, device_.context());
-  device_.kernels().launch(attention_.name(q, context, current), stream_,
-                           KernelTable::Arguments(arguments));
+  device_.kernels().launch(attention_.name(call), stream_, KernelTable::Arguments(arguments));
 }
 
 void CudaOps::cross_attention(const Rows& q, const KvSegment& text, int64_t pad_count,
                               const KvSegment& image, const Rows& out) {
   const float pad_bias = pad_count > 0 ? std::log(static_cast<float>(pad_count)) : 0.0f;
   const int64_t text_keys = pad_count > 0 ? text.tokens : text.tokens - 1;
-  launch("cross_attention", {q.data, text.k, text.v, image.k, image.v, out.data, q.rows, text.heads,
-                             text.tokens, text_keys, image.tokens, pad_bias});
+  check_heads(text.heads);
+  launch("cross_attention" + written(out),
+         {q.data, text.k, text.v, image.k, image.v, out.data, out.scale, text.v_scale,
+          image.v_scale, q.rows, text.heads, text.tokens, text_keys, image.tokens, pad_bias});
 }
 
 void CudaOps::audio_attention(const Rows& q, const Rows& kv, int64_t n, int64_t kv_frames,
-                              int64_t heads, const Rows& out) {
-  launch("audio_attention",
-         {q.data, kv.data, out.data, q.rows / n, n, heads, kv_frames, kv.rows / kv_frames});
+                              int64_t heads, const float* v_scale, const Rows& out) {
+  check_heads(heads);
+  launch("audio_attention" + written(out), {q.data, kv.data, out.data, out.scale, v_scale,
+                                            q.rows / n, n, heads, kv_frames, kv.rows / kv_frames});
 }
 
 void CudaOps::build_slot(const SlotUpdate& update, const CompressFilter& filter, const Rope& rope,

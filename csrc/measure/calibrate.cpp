@@ -90,7 +90,7 @@ class CalibrationOps final : public ProxyOps {
     split_ = {qkv, q_gain, k_gain, eps, rope, first_position};
   }
   void self_attention(const Heads& q, const KvSegment& context, const KvSegment& current,
-                      const Rows& out) override;
+                      const float* out_scale, const Rows& out) override;
   void update_memory(std::span<const SlotUpdate> table, const CompressFilter& filter,
                      const Rope& rope, int64_t first_slot, const KvSegment& current,
                      const KvSegment& staging, const KvSegment& context) override;
@@ -192,14 +192,18 @@ void CalibrationOps::linear(const Rows& x, const Weight& weight, const Epilogue&
 }
 
 void CalibrationOps::self_attention(const Heads& q, const KvSegment& context,
-                                    const KvSegment& current, const Rows& out) {
-  inner().self_attention(q, context, current, out);
+                                    const KvSegment& current, const float* out_scale,
+                                    const Rows& out) {
+  inner().self_attention(q, context, current, out_scale, out);
   SquaredError* error = watched(split_.q_gain);
   if (error == nullptr) return;
   const auto [found, added] = contexts_.try_emplace(context.k, device_, q.heads);
   ShadowContext& shadow = found->second;
   auto* v_scale = static_cast<float*>(shadow.v_scale.data());
-  if (added) inner().value_scale(split_.qkv, q.heads, v_scale);  // block 0 sets it, as in a stream
+  if (added) {  // block 0 sets it, as in a stream
+    const int64_t dim = split_.qkv.cols / 3;
+    inner().value_scale(split_.qkv.columns(2 * dim, dim), q.heads, v_scale);
+  }
   Heads narrow_q = q;
   narrow_q.dtype = DType::f8;
   narrow_q.data = q_.memory(q.heads * q.tokens * q.head_dim);
@@ -209,7 +213,7 @@ void CalibrationOps::self_attention(const Heads& q, const KvSegment& context,
                     split_.first_position, narrow_q, narrow_current_);
   const Rows narrow = narrow_.memory(out.rows, out.cols, out.dtype);
   inner().self_attention(narrow_q, shadow.segment.memory(context, v_scale), narrow_current_,
-                         narrow);
+                         nullptr, narrow);
   compare(out, narrow, *error);
 }
 

@@ -148,7 +148,7 @@ TEST(value_scale) {
     const Matrix qkv(kTokens, 3 * kWidth, dtype, values);
     std::vector<float> scale(kHeads, -1.0f);
     const test::Cpu cpu = memory_cpu(kWidth);
-    cpu->value_scale(qkv.rows(), kHeads, scale.data());
+    cpu->value_scale(qkv.rows().columns(2 * kWidth, kWidth), kHeads, scale.data());
     for (int64_t head = 0; head < kHeads; ++head) {
       double amax = kF8AmaxFloor;
       for (int64_t i = 0; i < kTokens * kHeadDim; ++i) {

@@ -32,7 +32,7 @@ from liveact.audio.front_end import AudioFrontEnd
 from liveact.blocks import RELEASED_CLOCK, BlockClock
 from liveact.checkpoint.opened import OpenedCheckpoint, open_checkpoint
 from liveact.device.devices import Devices, open_devices
-from liveact.dit.dit import Dit, MemoryPolicy
+from liveact.dit.dit import ROOM_FOR, Dit, MemoryPolicy
 from liveact.dit.precision import PrecisionPolicy
 from liveact.dit.weights import check_precision
 from liveact.encoders.portrait import ImageEncoder
@@ -143,8 +143,9 @@ class Engine:
                 the CPU. `Engine.devices` says what was chosen and why. Or devices that are open
                 already (`liveact.device.devices.open_devices`), which say the next two as well.
             vae_device: the same for the VAE; None: where the DiT is.
-            precision: `fp32`, `bf16`, `fp8`, a policy, or the file of one (`liveact calibrate`);
-                None: what the checkpoint was converted to, else fp32 on the CPU, fp8 on CUDA.
+            precision: `fp32`, `bf16`, `fp8`, `auto`, a policy, or the file of one (`liveact
+                calibrate`); None: what the checkpoint was converted to, else fp32 on the CPU, auto
+                on CUDA. `Engine.dit.precision` says what `auto` became.
             wav2vec: the audio encoder's directory; None: `wav2vec` in the checkpoint.
             progress: told the component that comes next, the bytes of the files that are loaded and
                 the bytes in all; at the end `ready` and all bytes. In the thread that called.
@@ -189,7 +190,15 @@ class Engine:
         begin("VAE")
         vae = opened.vae.fill(opened.vae_tensors, devices.vae_torch_device, devices.vae_launch)
         begin("DiT")
-        dit = Dit(devices.core, opened.dit_config, opened.dit, devices.precision)
+        shared = devices.vae_core is devices.core
+        decode_bytes = vae.stream_bytes(ROOM_FOR, dtype=torch.bfloat16) if shared else 0
+        dit = Dit(
+            devices.core,
+            opened.dit_config,
+            opened.dit,
+            devices.precision,
+            beside_bytes=decode_bytes,
+        )
         progress("ready", total, total)
         return cls(
             devices=devices,

@@ -25,7 +25,7 @@ from liveact.commands import convert as convert_module
 from liveact.commands.convert import convert
 from liveact.device.devices import open_devices
 from liveact.dit.dit import Dit
-from liveact.dit.precision import Precision, PrecisionPolicy, converted_precision
+from liveact.dit.precision import Precision, PrecisionPolicy, auto_policy, converted_precision
 from liveact.dit.weights import product_weights
 from liveact.errors import InputError
 from tests.support.cli import Run, generate, refused
@@ -38,7 +38,7 @@ MIXED = policy((0, "self_qkv"), (0, "attention"), (1, "ffn_down"), (1, "cross_q"
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("converted") / "fp8"
-    convert(demo_checkpoint(), directory)
+    convert(demo_checkpoint(), directory, "fp8")
     return directory
 
 
@@ -78,7 +78,7 @@ def test_the_record_says_what_was_done(converted: Path) -> None:
 
 @pytest.mark.parametrize("shard_bytes", [1, 300_000, 10**9])
 def test_shards_hold_what_fits(tmp_path: Path, shard_bytes: int, converted: Path) -> None:
-    result = convert(demo_checkpoint(), tmp_path / "out", shard_bytes=shard_bytes)
+    result = convert(demo_checkpoint(), tmp_path / "out", "fp8", shard_bytes=shard_bytes)
     shards = sorted((tmp_path / "out").glob(f"{DIT_STEM}-*.safetensors"))
     assert len(shards) == result.shards
     index = json.loads((tmp_path / "out" / f"{DIT_STEM}.safetensors.index.json").read_text())
@@ -189,7 +189,7 @@ print(max(seen) - seen[0])
 # ------------------------------------------------------------------------------ what it computes
 
 
-@pytest.mark.parametrize("precision", ["fp8", MIXED], ids=["fp8", "policy"])
+@pytest.mark.parametrize("precision", ["fp8", "auto", MIXED], ids=["fp8", "auto", "policy"])
 def test_results_are_those_of_quantising_at_load(tmp_path: Path, precision: Precision) -> None:
     """Bit for bit; and by default it loads as what it was converted to."""
     out = tmp_path / "out"
@@ -199,11 +199,27 @@ def test_results_are_those_of_quantising_at_load(tmp_path: Path, precision: Prec
     assert torch.equal(two_blocks(chosen, out), two_blocks(precision))
 
 
+def test_auto_leaves_the_choice_to_who_loads(tmp_path: Path) -> None:
+    """Its weights stay bf16 in the files, and may still be quantised where memory is short."""
+    out = tmp_path / "out"
+    convert(demo_checkpoint(), out)
+    assert converted_precision(out) == "auto"
+    tensors = open_tensors(out, DIT_STEM)
+    wide = {
+        product
+        for name, (_, product) in product_weights(NUM_LAYERS).items()
+        if tensors.dtype(name) == torch.bfloat16
+    }
+    assert wide == {"cross_kv"}
+    for precision in (auto_policy(NUM_LAYERS, "fp8"), "fp8"):
+        assert torch.equal(two_blocks(precision, out), two_blocks("fp8"))
+
+
 def test_the_recorded_model_computes_the_same(golden: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out"
     convert(golden / "dit", out)
     results = []
-    for checkpoint, options in ((golden / "dit", ["--precision=fp8"]), (out, [])):
+    for checkpoint, options in ((golden / "dit", ["--precision=auto"]), (out, [])):
         result = tmp_path / "result.safetensors"
         arguments = ["--checkpoint", checkpoint, "--inputs", golden / "dit/inputs.safetensors"]
         code, _, errors = run(
@@ -250,7 +266,7 @@ def test_a_wider_precision_is_refused(converted: Path, run: Run, wav: Path, tmp_
 @pytest.mark.parametrize(
     ("out", "precision", "expected"),
     [
-        ("new", "bf16", "precision: expected fp8 or a policy file to convert to, found bf16"),
+        ("new", "bf16", "precision: expected auto, fp8 or a policy .* found bf16"),
         ("used", "fp8", "expected nothing or an empty directory, found other files in it"),
         ("file", "fp8", "expected nothing or an empty directory, found a file"),
         ("no/such", "fp8", "expected the directory .*no to exist"),
@@ -344,7 +360,7 @@ def test_fp8_of_other_makers_is_refused(converted: Path, tmp_path: Path) -> None
     for record, expected in (
         ({"version": 2}, "_converted of version 1"),
         ([], "_converted of version 1"),
-        ({"version": 1, "precision": "bf16"}, "precision fp8 or a policy, found 'bf16'"),
+        ({"version": 1, "precision": "bf16"}, "precision auto, fp8 or a policy, found 'bf16'"),
         ({"version": 1, "precision": {}}, "expected a precision policy"),
     ):
         path.write_text(json.dumps(raw | {"_converted": record}))

@@ -15,7 +15,7 @@ from liveact.errors import LiveActError, SessionError
 from tests.support.cuda.blocks import LATENT, NUM_LAYERS, calls, denoise, open_device, open_stream
 from tests.support.cuda.small import core_config
 
-ATTENTION = "cuLaunchKernel self_attention.f8"
+ATTENTION = "cuLaunchKernel self_attention.f8.to_f8"
 
 
 def closing(streams: list[DitStream]) -> Callable[[], None]:

@@ -103,10 +103,10 @@ def test_generate_on_a_cuda_device(tmp_path: Path, compiled_kernels: Path) -> No
 
     cli = ["liveact", "generate", "--device", "cpu", "--precision"]
     exact, _ = generate("fp32.mp4", [*cli, "fp32"])
-    cpu, _ = generate("fp8.mp4", [*cli, "fp8"])
+    cpu, _ = generate("auto.mp4", [*cli, "auto"])
     fake_cuda = ["tests.support.cuda.interpreted_generate", fake.path, str(compiled_kernels)]
     cuda, output = generate("cuda.mp4", fake_cuda)
     assert cuda.shape == cpu.shape == exact.shape == (21, 32, 32, 3)
-    assert "cuda:0, fp8; encoders on cpu, VAE on cpu" in output
+    assert "cuda:0, auto; encoders on cpu, VAE on cpu" in output
     assert "self_attention" in output and "update_memory" in output
     assert 0 < (cuda - exact).norm() <= 2 * (cpu - exact).norm()

@@ -14,7 +14,15 @@ from liveact.device import kernels
 from liveact.dit.dit import Dit, MemoryPolicy
 from liveact.errors import DeviceError, LiveActError
 from tests.support.builds import NVIDIA_HEADERS
-from tests.support.cuda.blocks import LATENT, NUM_LAYERS, calls, denoise, open_device, open_stream
+from tests.support.cuda.blocks import (
+    LATENT,
+    NUM_LAYERS,
+    calls,
+    denoise,
+    launched,
+    open_device,
+    open_stream,
+)
 from tests.support.cuda.fake import KERNEL_MS, FakeCuda
 from tests.support.cuda.small import core_config, random_weights
 from tests.support.paths import REPOSITORY
@@ -110,15 +118,15 @@ def test_argument_order_and_grid(fake, images, weights) -> None:
     denoise(stream)
     fake.clear()
     denoise(stream)
-    line = next(x for x in fake.log() if x.startswith("cuLaunchKernel self_attention.f8"))
+    line = next(x for x in fake.log() if x.startswith("cuLaunchKernel self_attention.f8.to_f8"))
     launch, values = line.split("|")
     grid = [int(n) for n in launch.split()[2:5]]
-    numbers = values.split()[10:]
+    numbers = values.split()[12:]
     tokens, heads, context, current = 8 * 12, 2, 6 * 12, 8 * 12
     assert [int(n) for n in numbers] == [tokens, heads, context, current, 128, 128]
-    spec = next(i for i in images if i["name"] == "self_attention.f8")
+    spec = next(i for i in images if i["name"] == "self_attention.f8.to_f8")
     arguments = dict(
-        zip([p["name"] for p in spec["parameters"]][10:], map(int, numbers), strict=True)
+        zip([p["name"] for p in spec["parameters"]][12:], map(int, numbers), strict=True)
     )
     expected = []
     for dimension in spec["grid"]:
@@ -131,6 +139,28 @@ def test_argument_order_and_grid(fake, images, weights) -> None:
             )
         expected.append(extent)
     assert grid == expected
+
+
+def test_attention_writes_what_its_projection_reads(fake, images, weights) -> None:
+    """A steady block quantises nothing after attention; block 0 what self-attention wrote, whose
+    scale it finds. Two layers, three steps, audio in two of them."""
+    stream = open_stream(open_device(fake, images), weights)
+    counts = []
+    for _ in range(2):
+        fake.clear()
+        denoise(stream)
+        counts.append(launched(fake.log()))
+    first, steady = counts
+    written = ("self_attention.f8.to_f8", "cross_attention.to_f8", "audio_attention.to_f8")
+    assert [steady[name] for name in written] == [6, 6, 4]
+    assert [first[name] for name in ("self_attention.f8", *written)] == [6, 0, 6, 4]
+    quantised = [
+        sum(n for k, n in c.items() if k.startswith("quantize") and k.endswith(".f8"))
+        for c in counts
+    ]
+    assert quantised == [6, 0]
+    # Of the audio's values in each layer; of V and of what block 0 mixed, in each layer and step.
+    assert (first["value_scale"], steady["value_scale"]) == (2 + 6 + 6, 2)
 
 
 def test_shared_memory_is_opted_into(fake, images) -> None:
@@ -202,7 +232,7 @@ def test_a_recording_that_fails_is_ended_at_once(fake, images, weights) -> None:
     for _ in range(2):
         denoise(stream)
     fake.clear()
-    fake.fail("cuLaunchKernel self_attention.f8", 999)
+    fake.fail("cuLaunchKernel self_attention.f8.to_f8", 999)
     with pytest.raises(LiveActError, match="a failure that the test asked for"):
         denoise(stream)
     log = calls(fake.log())

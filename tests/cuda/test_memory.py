@@ -11,7 +11,8 @@ import torch
 
 from liveact import _core
 from liveact.blocks import RELEASED_SLOTS
-from liveact.dit.dit import Dit, MemoryPolicy
+from liveact.dit.dit import Dit, MemoryPolicy, auto_bytes
+from liveact.dit.precision import auto_policy
 from liveact.dit.weights import product_weights
 from liveact.errors import DeviceError
 from tests.support.cuda.blocks import LATENT, NUM_LAYERS, calls, open_device
@@ -77,6 +78,25 @@ def test_exactly_enough_is_enough(fake, images, weights) -> None:
         Dit(device, core_config(NUM_LAYERS), weights, "fp8")
     fake.set_free_memory(needed)
     Dit(device, core_config(NUM_LAYERS), weights, "fp8")
+
+
+def test_auto_is_fp8_where_memory_is_short(fake, images, weights) -> None:
+    """To the byte: the weights with text and image keys in bf16, a session of 720x416 and what
+    somebody else needs, or those keys in fp8."""
+    device, config = open_device(fake, images), core_config(NUM_LAYERS)
+    beside = 12_345
+    fake.set_free_memory()
+    needed = sum(auto_bytes(device, config)) + beside
+    for free_bytes, expected in ((needed, "bf16"), (needed - 1, "fp8")):
+        fake.set_free_memory(free_bytes)
+        dit = Dit(device, config, weights, "auto", beside)
+        assert dit.precision == auto_policy(NUM_LAYERS, expected)
+        assert str(dit.precision).startswith(f"auto, cross_kv in {expected} (")
+        fake.set_free_memory()
+        narrow = Dit(other := open_device(fake, images), config, weights, "fp8")
+        assert (device.allocated_bytes > other.allocated_bytes) == (expected == "bf16")
+        dit.close()
+        narrow.close()
 
 
 @pytest.mark.parametrize(("latent", "most_gb"), [((64, 64), 30), ((52, 90), 32)])

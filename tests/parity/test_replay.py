@@ -126,6 +126,26 @@ def test_reduced_precision_stays_within_what_its_format_explains(
     assert mean >= ONE_PRODUCT[precision] / 2
 
 
+def test_the_default_of_a_gpu_is_nearer_to_the_recordings_than_fp8(
+    replay: Replay, golden: Path, load_golden: Load
+) -> None:
+    """Keys and values of text and image in bf16. In fp8 k and v are off by one product each, at all
+    tokens alike; that is two of the four products of a chain that the bound of fp8 has, so that
+    the worst part of the stream may lose at most as much as fp8 does, and the mean must gain."""
+    recorded = load_golden("dit/outputs_single.safetensors")
+    names = [name for name in recorded if name.startswith("velocity")]
+    errors = {}
+    for precision in ("auto", "fp8"):
+        inputs = golden / "dit/inputs.safetensors"
+        code, _, found = replay("dit", golden / "dit", inputs, "--precision", precision)
+        assert code == 0
+        check(found, {name: recorded[name] for name in names}, BOUND["fp8"])
+        errors[precision] = [relative_error(found[name], recorded[name]) for name in names]
+    print(", ".join(f"{precision}: worst {max(found):.2%}" for precision, found in errors.items()))
+    assert max(errors["auto"]) < max(errors["fp8"])
+    assert sum(errors["auto"]) < sum(errors["fp8"])
+
+
 def test_vae_agrees_with_the_recordings(replay: Replay, golden: Path, load_golden: Load) -> None:
     code, errors, found = replay("vae", golden / "vae", golden / "vae/inputs.safetensors")
     assert (code, errors) == (0, "")

@@ -103,7 +103,9 @@ def test_bad_files_are_one_clear_line(tmp_path: Path, value: Any, expected: str)
 
 @pytest.mark.parametrize("name", ["", "fp16", "no/such.json", "x" * 5000, "a\0b", "."])
 def test_what_is_neither_a_name_nor_a_file(name: str) -> None:
-    with pytest.raises(InputError, match="precision: expected fp32, fp8, bf16 or a policy file"):
+    with pytest.raises(
+        InputError, match="precision: expected fp32, auto, fp8, bf16 or a policy file"
+    ):
         choose_precision(name, None)
 
 

@@ -149,7 +149,8 @@ def _inspect(p: argparse.ArgumentParser) -> None:
     _add_wav2vec(p)
     _add_size(p)
     p.add_argument(
-        "--precision", help="fp32, bf16, fp8 or a policy file; default: as converted, else fp32"
+        "--precision",
+        help="fp32, bf16, fp8, auto or a policy file; default: as converted, else fp32",
     )
     p.add_argument("--audio-guidance", type=_number, default=1.0)
 
@@ -157,7 +158,7 @@ def _inspect(p: argparse.ArgumentParser) -> None:
 def _convert(p: argparse.ArgumentParser) -> None:
     p.add_argument("directory", type=Path)
     p.add_argument("--out", type=Path, required=True, help="directory; must not exist or be empty")
-    p.add_argument("--precision", default="fp8", help="fp8 or a policy file (default fp8)")
+    p.add_argument("--precision", default="auto", help="auto, fp8 or a policy file (default auto)")
 
 
 def _calibrate(p: argparse.ArgumentParser) -> None:
@@ -195,7 +196,8 @@ def _add_devices(p: argparse.ArgumentParser) -> None:
     p.add_argument("--vae-device", help="cpu or cuda:N of the VAE; default: where the DiT is")
     p.add_argument(
         "--precision",
-        help="fp32, bf16, fp8 or a policy file; default: as converted, else fp32 on cpu, else fp8",
+        help="fp32, bf16, fp8, auto or a policy file; default: as converted, else fp32 on cpu, "
+        "else auto",
     )
 
 

@@ -32,6 +32,7 @@ from liveact.checkpoint.layout import DIT_CONFIG_FILE, DIT_STEM
 from liveact.checkpoint.tensors import Tensors
 from liveact.commands.options import on_terminal
 from liveact.dit.precision import (
+    AUTO,
     CONVERTED_KEY,
     CONVERTED_VERSION,
     Precision,
@@ -114,7 +115,7 @@ class Conversion:
 def convert(
     checkpoint: Path,
     out: Path,
-    precision: Precision = "fp8",
+    precision: Precision = AUTO,
     *,
     shard_bytes: int = SHARD_BYTES,
     progress: Report | None = None,
@@ -123,16 +124,17 @@ def convert(
 
     Args:
         checkpoint: a directory in the released layout, not converted yet.
-        precision: `fp8`, or a policy; its products in bf16 keep the stored weights.
+        precision: `fp8`, `auto`, or a policy; products that are or may be in bf16 keep the stored
+            weights.
         shard_bytes: where a file of weights ends.
         progress: told the bytes done and the bytes in all, after every tensor.
 
     Raises InputError for a bad checkpoint, a precision with nothing to convert to, an `out` that is
     in use or in the checkpoint, too little space on the disk, or a file that cannot be written.
     """
-    if isinstance(precision, str) and precision != "fp8":
+    if precision in ("fp32", "bf16"):
         raise InputError(
-            f"precision: expected fp8 or a policy file to convert to, found {precision}"
+            f"precision: expected auto, fp8 or a policy file to convert to, found {precision}"
         )
     if converted_precision(checkpoint) is not None:
         raise InputError(f"{checkpoint}: expected a checkpoint as released, found a converted one")

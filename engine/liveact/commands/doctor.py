@@ -13,6 +13,8 @@ from rich.table import Table
 
 from liveact import _core
 from liveact.device.devices import cublaslt_library, cuda_obstacle
+from liveact.dit.dit import auto_bytes
+from liveact.dit.precision import AUTO, ROOMY_PRODUCT
 from liveact.errors import DeviceError
 
 _PACKAGES = (
@@ -73,6 +75,13 @@ def doctor() -> Table:
     table.add_row("GPU", _gpu())
     obstacle = cuda_obstacle()
     table.add_row("cuda backend", f"not usable: {obstacle}" if obstacle else "usable")
+    released = _core.ModelConfig()
+    wide_gb = sum(auto_bytes(_core.open_cpu(), released)) / 1e9
+    table.add_row(
+        "precision on a GPU",
+        f"{AUTO}: fp8, but {ROOMY_PRODUCT} in bf16 where the weights and a session fit "
+        f"(released model: {wide_gb:.1f} GB)",
+    )
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         table.add_row("CUDA in torch", ", ".join(names))

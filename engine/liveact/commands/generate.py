@@ -28,6 +28,7 @@ from liveact.commands.options import (
 from liveact.commands.report import BlockRow, Report, table
 from liveact.device.devices import Devices, open_devices
 from liveact.dit.dit import MEMORIES, SAMPLERS, MemoryPolicy
+from liveact.dit.precision import AUTO
 from liveact.engine import Engine
 from liveact.errors import InputError, SessionError
 from liveact.media.image import read_image
@@ -71,6 +72,8 @@ def make_film(options: argparse.Namespace, mode: Literal["stream", "whole"] | No
     for line in unreached(edits, audio, fps, clock):
         print(line)
     with _load(options, devices) as engine, _open_session(engine, options, size, mode) as session:
+        if devices.precision == AUTO:
+            print(f"precision: {engine.dit.precision}")
         for edit in edits:
             session.set_prompt(edit.prompt, edit.first, edit.last)
         rows = write_video(session, audio, options.out, size, sys.stdout)

@@ -17,7 +17,15 @@ from liveact.checkpoint.layout import DIT_CONFIG_FILE
 from liveact.checkpoint.opened import OpenedCheckpoint, open_checkpoint
 from liveact.checkpoint.tensors import Tensors
 from liveact.commands.options import parse_size
-from liveact.dit.precision import Precision, choose_precision, converted_precision, core_precision
+from liveact.dit.precision import (
+    AUTO,
+    ROOMY_PRODUCT,
+    Precision,
+    auto_policy,
+    choose_precision,
+    converted_precision,
+    core_precision,
+)
 from liveact.dit.weights import check_precision
 from liveact.errors import InputError
 from liveact.files import read_json
@@ -62,12 +70,21 @@ def inspect_checkpoint(
     width, height = size
     tokens = (width // SIDE_MULTIPLE) * (height // SIDE_MULTIPLE)
     table.add_row("picture", f"{width}×{height}: {tokens} tokens per latent frame")
-    weight_bytes, stream_bytes = _dit_bytes(
-        directory, opened, precision, latent_size(size), audio_guidance
-    )
-    table.add_row("precision", str(precision))
+    formats = [precision]
+    if precision == AUTO:
+        formats = [auto_policy(config.num_layers, roomy) for roomy in ("bf16", "fp8")]
+    found = [
+        _dit_bytes(directory, opened, one, latent_size(size), audio_guidance) for one in formats
+    ]
+    stream_bytes = found[0][1]
     short = precision if isinstance(precision, str) else "policy"
-    table.add_row(f"DiT weights, {short}", _gib(weight_bytes))
+    weights = _gib(found[0][0])
+    if precision == AUTO:
+        weights += (
+            f" with {ROOMY_PRODUCT} in bf16, {_gib(found[1][0])} in fp8 where that is too much"
+        )
+    table.add_row("precision", str(precision))
+    table.add_row(f"DiT weights, {short}", weights)
     table.add_row(f"one session, {short}", f"{_gib(stream_bytes)} beside the weights, constant")
     in_fp32 = vae.stream_bytes(latent_size(size))
     in_bf16 = vae.stream_bytes(latent_size(size), dtype=torch.bfloat16)

@@ -11,7 +11,7 @@ import torch
 
 from liveact import _core
 from liveact.device import kernels
-from liveact.dit.precision import Precision, PrecisionPolicy, choose_precision
+from liveact.dit.precision import AUTO, Precision, PrecisionPolicy, choose_precision
 from liveact.errors import DeviceError, InputError
 
 _CUBLASLT = "libcublasLt.so.13"
@@ -113,10 +113,10 @@ def open_devices(
             raise DeviceError(f"device: expected a usable {name}, found that {obstacle}")
         name, because = "cpu", f" (no CUDA: {obstacle})"
     if chosen is None:
-        chosen = "fp32" if name == "cpu" else "fp8"
+        chosen = "fp32" if name == "cpu" else AUTO
     if name != "cpu" and chosen == "fp32":
         raise InputError(
-            f"precision: expected fp8 or bf16 on {name}, found fp32 (which is cpu only)"
+            f"precision: expected auto, fp8 or bf16 on {name}, found fp32 (which is cpu only)"
         )
     encoder_name = "cpu" if name == "cpu" or torch_cuda_obstacle(name) else name
     if vae_name is None:

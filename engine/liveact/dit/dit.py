@@ -17,12 +17,14 @@ import torch
 
 from liveact import _core
 from liveact.blocks import RELEASED_SLOTS, BlockClock, Slots
-from liveact.dit.precision import Precision, core_precision
+from liveact.dit.precision import AUTO, Precision, auto_policy, core_precision
 from liveact.dit.weights import DTYPE_NAMES, check_precision, open_weights
 
 _log = logging.getLogger("liveact")
 
 STEPS = 3
+ROOM_FOR = (416 // 8, 720 // 8)  # latent size of the session that `auto` leaves memory for
+IMAGE_TOKENS = 257
 MEMORIES = ("sequential", "sharded", "mean")
 COMPRESS_AXES = ("token", "frame")
 VALUE_FILTERS = ("key", "own")
@@ -46,8 +48,33 @@ class MemoryPolicy:
     slots: tuple[int, int, int, int] = RELEASED_SLOTS
 
 
+def auto_bytes(device: _core.Device, config: _core.ModelConfig) -> tuple[int, int]:
+    """Of the weights and of a session of 720×416 in `auto` where it need not save memory."""
+    precision = auto_policy(config.num_layers, "bf16").core()
+    sizes = (*ROOM_FOR, RELEASED_SLOTS, 1.0, IMAGE_TOKENS)
+    return _core.required_bytes(device, config, precision, "bf16", *sizes)
+
+
+def settled(
+    precision: Precision, device: _core.Device, config: _core.ModelConfig, beside_bytes: int = 0
+) -> Precision:
+    """`auto` as a policy for this device, anything else as it is.
+
+    bf16 where the weights, a session of 720×416 and `beside_bytes` fit into what is free, else fp8.
+    """
+    if precision != AUTO:
+        return precision
+    free_bytes = device.free_bytes
+    fits = free_bytes is None or sum(auto_bytes(device, config)) + beside_bytes <= free_bytes
+    return auto_policy(config.num_layers, "bf16" if fits else "fp8")
+
+
 class Dit:
-    """The weights of a DiT on one device."""
+    """The weights of a DiT on one device.
+
+    precision: what the products run in; `auto` is a policy here. beside_bytes: memory of the device
+        that somebody else will need, which `auto` leaves alone.
+    """
 
     def __init__(
         self,
@@ -55,9 +82,12 @@ class Dit:
         config: _core.ModelConfig,
         tensors: Mapping[str, torch.Tensor],
         precision: Precision = "fp32",
+        beside_bytes: int = 0,
     ) -> None:
         self.device = device
-        self.precision = precision
+        self.precision = settled(precision, device, config, beside_bytes)
+        if precision == AUTO:
+            _log.info("%s: %s", device.name, self.precision)
         # Kept alive: the runtime reads weights from this (mapped) memory.
         self._tensors = {name: tensors[name] for name in _core.expected_tensors(config)}
         narrow = [n for n, tensor in self._tensors.items() if tensor.dtype == torch.float8_e4m3fn]
@@ -71,7 +101,7 @@ class Dit:
             name: (tensor.data_ptr(), DTYPE_NAMES[tensor.dtype], list(tensor.shape))
             for name, tensor in self._tensors.items()
         }
-        self.model = _core.Model(device, config, described, core_precision(precision))
+        self.model = _core.Model(device, config, described, core_precision(self.precision))
         if device.name != "cpu":  # a GPU has copies of all: nobody reads these again
             self._tensors = {}
 
@@ -99,7 +129,7 @@ class Dit:
         latent_size: tuple[int, int],
         policy: MemoryPolicy = MemoryPolicy(),
         audio_guidance: float = 1.0,
-        image_tokens: int = 257,
+        image_tokens: int = IMAGE_TOKENS,
         sampler: str = "renoise",
     ) -> DitStream:
         """A new session's state. `latent_size` is (h, w) = picture (height, width) / 8; `sampler`

@@ -1,8 +1,10 @@
 """Which format each product of the DiT runs in: a name, or a policy file.
 
-A name is the same for all: `fp32`, `bf16`, or `fp8` (operands in fp8, bf16 between the layers). A
-policy says fp8 or bf16 for every product of every layer, and keeps the error it was chosen by.
-`liveact calibrate` writes one; it is JSON, made to be read and edited by hand.
+A name is the same for all: `fp32`, `bf16`, or `fp8` (operands in fp8, bf16 between the layers).
+`auto` is `fp8`, but the products that cost the most accuracy and no time are in bf16 where the
+device has memory for that. A policy says fp8 or bf16 for every product of every layer, and keeps
+the error it was chosen by. `liveact calibrate` writes one; it is JSON, made to be read and edited
+by hand.
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ from liveact import _core
 from liveact.errors import InputError
 from liveact.files import read_json
 
-PRECISIONS = ("fp32", "fp8", "bf16")
+PRECISIONS = ("fp32", "auto", "fp8", "bf16")
+AUTO = "auto"
+# What `auto` has in bf16 where it fits: computed once per prompt and picture, and read by all
+# tokens, so that its error does not average out (docs/precision.md).
+ROOMY_PRODUCT = "cross_kv"
 FORMATS = ("fp8", "bf16")  # of one product in a policy
 SUMS = ("fast", "full")  # of the fp8 products of a policy, see docs/precision.md
 ACTIVATIONS = "bf16"  # between the products of a policy, as in the released code
@@ -188,14 +194,24 @@ def read_precision(given: str | Path) -> Precision:
     return PrecisionPolicy.read(Path(given))
 
 
+def auto_policy(num_layers: int, roomy: str) -> PrecisionPolicy:
+    """`auto` with ROOMY_PRODUCT in the format `roomy`, bf16 or fp8."""
+    layer = {p: Choice(roomy if p == ROOMY_PRODUCT else "fp8") for p in PRODUCTS}
+    return PrecisionPolicy((layer,) * num_layers, f"{AUTO}, {ROOMY_PRODUCT} in {roomy}")
+
+
 def core_precision(precision: Precision) -> str | dict[str, Any]:
-    """What the runtime takes."""
+    """What the runtime takes: anything but `auto`, which is a policy by then."""
     return precision if isinstance(precision, str) else precision.core()
 
 
 def format_of(precision: Precision, layer: int, product: str) -> str:
-    """The format of the operands of a product: fp32, bf16 or fp8."""
-    return precision if isinstance(precision, str) else precision.layers[layer][product].format
+    """The widest format that the operands of a product may get: fp32, bf16 or fp8."""
+    if isinstance(precision, PrecisionPolicy):
+        return precision.layers[layer][product].format
+    if precision == AUTO:
+        return "bf16" if product == ROOMY_PRODUCT else "fp8"
+    return precision
 
 
 def check_layers(precision: Precision, num_layers: int) -> None:
@@ -229,9 +245,11 @@ def converted_precision(directory: Path) -> Precision | None:
     precision = record.get("precision")
     if isinstance(precision, dict):
         return PrecisionPolicy.from_json(precision, str(path), directory.name)
-    if precision != "fp8":
-        raise InputError(f"{path}: expected precision fp8 or a policy, found {precision!r:.80}")
-    return "fp8"
+    if precision not in (AUTO, "fp8"):
+        raise InputError(
+            f"{path}: expected precision auto, fp8 or a policy, found {precision!r:.80}"
+        )
+    return str(precision)
 
 
 def choose_precision(

@@ -7,6 +7,8 @@ import torch
 
 from tests.support.kernels.attention_cases import (
     BF16_STEP,
+    F8_MAX,
+    F8_STEP,
     F32_LOGIT_ERROR,
     TENSOR_CORE_LOGIT_ERROR,
 )
@@ -16,7 +18,7 @@ from tests.support.kernels.attention_self_cases import CASES
 
 ARCH = architecture()
 HOPPER = "self_attention.f8.hopper"
-NAMES = [n for n in SPECS if n.startswith("self_attention") and (n != HOPPER or ARCH == "sm_90a")]
+NAMES = ["self_attention.f8", "self_attention.bf16"] + [HOPPER] * (ARCH == "sm_90a")
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,6 +38,24 @@ def test_within_the_rounding_of_p(kernel: str, name: str) -> None:
     worst = (error / bound.clamp(min=1e-300)).max().item()
     assert worst <= 1.0, f"an element is {worst:.2f} times the bound off"
     assert error.square().mean().sqrt() <= deviation.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("kernel", NAMES)
+def test_what_is_written_in_fp8(kernel: str) -> None:
+    """The result in bf16, rounded to fp8 with the largest of the heads' scales in every row."""
+    if f"{kernel}.to_f8" not in SPECS:
+        pytest.skip("bf16 attention writes bf16")
+    case = CASES["one_over"](True)
+    wide = run(kernel, ARCH, case.arguments()).double()
+    arguments = case.arguments()
+    scale = wide.abs().amax().float() / F8_MAX
+    arguments["head_scale"] = torch.stack([scale / 3, scale])
+    arguments["out"] = arguments["out"].to(torch.float8_e4m3fn)
+    codes = run(f"{kernel}.to_f8", ARCH, arguments).double()
+    assert torch.equal(arguments["out_scale"], scale.expand(len(codes)))
+    error = (codes * scale.double() - wide).abs()
+    bound = (F8_STEP + BF16_STEP) * wide.abs() + 2.0**-10 * scale.double()
+    assert (error <= bound).all()
 
 
 @pytest.mark.skipif(ARCH != "sm_90a", reason=f"{HOPPER} needs sm_90a")

@@ -144,11 +144,17 @@ def test_value_scale(case: KernelCase) -> None:
     rows, heads = case.sizes["rows"], case.sizes["heads"]
     qkv = make_values(case.values, rows, 3 * heads * HEAD_DIM).bfloat16()
     scale = torch.full((heads,), float("nan"))
-    launch("value_scale", qkv=qkv, v_scale=scale, rows=rows, heads=heads)
-    v = qkv[:, 2 * heads * HEAD_DIM :].unflatten(1, (heads, -1)).float()
-    bound = v.abs().amax((0, 2)).clamp(min=reference.AMAX_FLOOR)
-    assert torch.equal(scale, reference.HEADROOM * bound / reference.F8_MAX)
-    assert torch.equal(scale, core("value_scale", qkv, heads))
+    # Every second row, and of those the first heads: rows lie further apart than they are wide.
+    half, stride = -(-rows // 2), 2 * qkv.stride(0)
+    launch("value_scale", values=qkv, scale=scale, rows=half, heads=heads, stride=stride)
+
+    def expected(values: Tensor) -> Tensor:
+        bound = values.unflatten(1, (heads, -1)).float().abs().amax((0, 2))
+        return reference.HEADROOM * bound.clamp(min=reference.AMAX_FLOOR) / reference.F8_MAX
+
+    assert torch.equal(scale, expected(qkv[::2, : heads * HEAD_DIM]))
+    values = qkv[:, 2 * heads * HEAD_DIM :]
+    assert torch.equal(core("value_scale", qkv, heads), expected(values))
 
 
 @pytest.mark.parametrize("case", small_cases("store_kv"), ids=ids)

@@ -42,3 +42,8 @@ def denoise(stream: DitStream) -> torch.Tensor:
 
 def calls(log: list[str]) -> Counter[str]:
     return Counter(line.split()[0] for line in log)
+
+
+def launched(log: list[str]) -> Counter[str]:
+    """Launches by kernel."""
+    return Counter(line.split()[1] for line in log if line.startswith("cuLaunchKernel "))

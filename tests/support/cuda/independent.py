@@ -38,6 +38,7 @@ SIZES: dict[str, int | float] = {
     "slot": 2,
     "target_slot": 3,
     **{f"source{i}": 2 + i for i in range(5)},
+    "stride": 3 * 128 * _HEADS,
     "token_stride": 5,
     "tap_stride": 1,
     "text_tokens": 40,

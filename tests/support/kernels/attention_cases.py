@@ -103,6 +103,8 @@ class SelfAttention:
             "current_v": self.current.v,
             "v_scale": self.v_scale,
             "out": torch.empty(tokens, heads * HEAD_DIM, dtype=torch.bfloat16),
+            "out_scale": torch.empty(tokens),
+            "head_scale": self.v_scale,
             "tokens": tokens,
             "heads": heads,
             "context_tokens": self.context.tokens,

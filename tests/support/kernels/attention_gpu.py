@@ -133,17 +133,21 @@ class Launcher:
 
 
 def run(name: str, arch: str, arguments: dict[str, Any]) -> torch.Tensor:
-    """Launches once; returns `out`, NaN where the kernel wrote nothing."""
-    arguments["out"].fill_(float("nan"))
+    """Launches once; returns `out`, NaN where the kernel wrote nothing. `out_scale` is written in
+    place."""
+    results = [arguments[name] for name in ("out", "out_scale")]
+    for result in results:
+        result.fill_(float("nan"))
     tensors = {n: x for n, x in arguments.items() if isinstance(x, torch.Tensor)}
     with on_device(tensors) as addresses:
         launcher = Launcher(name, arch, arguments | addresses)
         launcher.launch()
         launcher.wait()
-        out: torch.Tensor = arguments["out"]
-        host, size = ctypes.c_void_p(out.data_ptr()), ctypes.c_size_t(out.nbytes)
-        source = ctypes.c_uint64(addresses["out"])
-        _check(driver().cuMemcpyDtoH_v2(host, source, size), "cuMemcpyDtoH")
+        for name, result in zip(("out", "out_scale"), results, strict=True):
+            host, size = ctypes.c_void_p(result.data_ptr()), ctypes.c_size_t(result.nbytes)
+            source = ctypes.c_uint64(addresses[name])
+            _check(driver().cuMemcpyDtoH_v2(host, source, size), "cuMemcpyDtoH")
+    out: torch.Tensor = arguments["out"]
     return out
 
 
