@@ -89,7 +89,7 @@ def shared_library(source: Path, flags: Sequence[str] = (), include: Sequence[Pa
 
 def fake_cuda_library() -> Path:
     source = HERE / "cuda" / "fake_cuda.cpp"
-    return shared_library(source, ["-O2"], [REPOSITORY / "include"])
+    return shared_library(source, ["-O2"], [REPOSITORY / "include", source.parent])
 
 
 def fake_nvtx_library() -> Path:
