@@ -139,13 +139,15 @@ def test_cited_files_are_in_the_repository() -> None:
 
 
 def test_included_files_are_in_the_repository() -> None:
-    """`#include "core/ops.h"` is seen from the folders that CMakeLists.txt gives the compiler."""
+    """`#include "core/ops.h"` is seen from the folders that CMakeLists.txt gives the compiler, or
+    from the file's own."""
     strangers, found = [], 0
     for path, text in texts():
         if path.endswith((".h", ".cpp")):
             for included in re.findall(INCLUDE, text, flags=re.M):
                 found += 1
-                roots = [REPOSITORY / root for root in INCLUDE_ROOTS]
+                beside = (REPOSITORY / path).parent
+                roots = [beside, *(REPOSITORY / root for root in INCLUDE_ROOTS)]
                 if included not in OF_LIBRARIES and not any((r / included).exists() for r in roots):
                     strangers.append(f"{path}: {included}")
     assert found > 100, "includes"
