@@ -178,7 +178,7 @@ class LiveActVideoGenerator(VideoGenerator):
                 yield self._video(frame)
                 if frame.speech and epoch == self._epoch:
                     yield self._audio(frame)
-                while self._segments and _is_over(self._segments[0], frame):
+                while self._segments and frame.ends(self._segments[0]):
                     self._segments.popleft()
                     yield AudioSegmentEnd()
         finally:
@@ -220,11 +220,6 @@ class LiveActVideoGenerator(VideoGenerator):
         samples, channels = frame.pcm.shape
         data = as_int16(frame.pcm).tobytes()
         return rtc.AudioFrame(data, frame.sample_rate_hz, channels, samples)
-
-
-def _is_over(utterance: int, frame: Frame) -> bool:
-    """Whether nothing of an utterance comes after a frame."""
-    return utterance < frame.utterance or (utterance == frame.utterance and frame.last_of_utterance)
 
 
 def load_of(engine: Engine, max_sessions: int) -> Callable[[], float]:
