@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import numpy as np
+import numpy.typing as npt
 
 from liveact.audio.tempo import FloatArray
 from liveact.errors import InputError
@@ -70,3 +71,9 @@ def as_float(pcm: np.ndarray) -> FloatArray:
     if samples.size and not np.abs(samples).max() <= PEAK_LIMIT:  # also catches NaN
         raise InputError(f"pcm: expected finite samples within ±{PEAK_LIMIT:g}, found others")
     return samples
+
+
+def as_int16(pcm: FloatArray) -> npt.NDArray[np.int16]:
+    """float32 in [−1, 1], of any shape → int16; the inverse of what `as_float` does with int16.
+    Louder sound is clipped."""
+    return np.rint(pcm * 32_768.0).clip(-32_768, 32_767).astype(np.int16)

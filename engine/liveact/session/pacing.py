@@ -43,6 +43,12 @@ class Frame:
     last_of_utterance: bool
     repeated: bool = False
 
+    def ends(self, utterance: int) -> bool:
+        """Whether nothing of an utterance comes after it."""
+        return utterance < self.utterance or (
+            utterance == self.utterance and self.last_of_utterance
+        )
+
 
 @dataclass(frozen=True)
 class _Piece:

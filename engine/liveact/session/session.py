@@ -69,7 +69,7 @@ class Session:
 
     def push_audio(
         self,
-        pcm: npt.NDArray[np.float32],
+        pcm: npt.NDArray[np.float32] | npt.NDArray[np.int16],
         sample_rate: int,
         *,
         timeout_s: float | None = 0.0,
@@ -194,7 +194,7 @@ class Session:
 
     async def apush_audio(
         self,
-        pcm: npt.NDArray[np.float32],
+        pcm: npt.NDArray[np.float32] | npt.NDArray[np.int16],
         sample_rate: int,
         *,
         timeout_s: float | None = 0.0,
