@@ -155,7 +155,10 @@ class Run:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The entries of a log; of steps that were made twice after a kill the later ones."""
+    """The entries of a log; of steps that were made twice after a kill the later ones. None where
+    a stage ended before its first report."""
+    if not path.exists():
+        return []
     entries: dict[float, dict[str, float]] = {}
     for line in path.read_text().splitlines():
         entry = json.loads(line)
@@ -172,6 +175,8 @@ def plot(log: Path, picture: Path, names: Callable[[str], bool] = lambda _: True
     from matplotlib import pyplot
 
     entries = read_log(log)
+    if not entries:
+        return
     keys = sorted({k for e in entries for k in e if k not in ("step", "seconds") and names(k)})
     figure, axes = pyplot.subplots(len(keys), 1, figsize=(7, 2 * len(keys)), squeeze=False)
     for key, axis in zip(keys, axes[:, 0], strict=True):

@@ -96,7 +96,7 @@ def export_encoders(work: Path) -> Path:
     raw = torch.cat(
         [
             raw_moments(vae, clips[i].frames(0, 33).movedim(0, 1)[None] * 2 - 1).flatten(2)
-            for i in range(24)
+            for i in range(min(24, len(clips)))
         ],
         dim=2,
     )

@@ -102,6 +102,7 @@ async def heard(engine: Engine, **options: Any) -> AsyncIterator[tuple[Any, Hear
         await generator.aclose()
 
 
+@pytest.mark.slow
 def test_a_segment_is_paced_single_frames_with_their_sound(engine: Engine) -> None:
     async def work() -> None:
         async with heard(engine) as (generator, listener):
@@ -175,6 +176,7 @@ def test_the_rate_may_change_within_a_segment(engine: Engine) -> None:
     run(work())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end_first", [False, True])
 def test_nothing_of_a_cleared_segment_follows(engine: Engine, end_first: bool) -> None:
     async def work() -> None:
@@ -264,6 +266,24 @@ def test_load(engine: Engine) -> None:
         load_of(engine, 0)
 
 
+def test_a_picture_that_was_handed_out_loses_its_sound_to_a_clearing(engine: Engine) -> None:
+    async def work() -> None:
+        async with contextlib.aclosing(await open_generator(engine)) as generator:
+            for frame in sound(2.5):
+                await generator.push_audio(frame)
+            async with contextlib.aclosing(aiter(generator)) as items:
+                while not isinstance(await anext(items), rtc.AudioFrame):
+                    pass
+                assert isinstance(await anext(items), rtc.VideoFrame)  # its sound is next
+                clearing = asyncio.create_task(generator.clear_buffer())
+                await asyncio.sleep(0)
+                assert isinstance(await anext(items), AudioSegmentEnd)
+                assert isinstance(await anext(items), rtc.VideoFrame)
+                await clearing
+
+    run(work())
+
+
 # ------------------------------------------------------------------- in LiveKit's own runner
 
 
@@ -289,13 +309,14 @@ async def say(output: Any, frames: list[rtc.AudioFrame]) -> None:
     output.flush()
 
 
+@pytest.mark.slow
 def test_in_the_runner_of_one_process(engine: Engine) -> None:
     async def work() -> None:
         generator = await open_generator(engine)
         output = QueueAudioOutput(wait_playback_start=True)
         played = Played(output)
         room = Room("avatar")
-        runner = await generator.start(room, output)  # type: ignore[arg-type]
+        runner = await generator.start(room, output)
         assert isinstance(runner, AvatarRunner)
         assert generator.options == AvatarOptions(32, 32, 20.0, 48_000, 1)
         await until(lambda: len(room.published) == 2, "no tracks")
@@ -324,6 +345,7 @@ def test_in_the_runner_of_one_process(engine: Engine) -> None:
     run(work())
 
 
+@pytest.mark.slow
 def test_in_the_runner_of_another_participant(engine: Engine) -> None:
     """The agent and the avatar in two rooms that are one, over byte streams and RPC."""
 
@@ -331,16 +353,16 @@ def test_in_the_runner_of_another_participant(engine: Engine) -> None:
         agent_room, avatar_room = linked_rooms("agent", "avatar")
         generator = await open_generator(engine)
         output = DataStreamAudioOutput(
-            agent_room,  # type: ignore[arg-type]
+            agent_room,
             destination_identity="avatar",
             wait_playback_start=True,
         )
         played = Played(output)
         receiver = DataStreamAudioReceiver(
-            avatar_room,  # type: ignore[arg-type]
+            avatar_room,
             sender_identity="agent",
         )
-        await generator.start(avatar_room, receiver)  # type: ignore[arg-type]
+        await generator.start(avatar_room, receiver)
 
         await say(output, sound(1.0))
         event = await asyncio.wait_for(output.wait_for_playout(), 20)

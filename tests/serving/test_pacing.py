@@ -67,7 +67,7 @@ def test_sound_is_exact_and_frames_are_on_their_clock(fps: Fraction, rate_hz: in
             script.make(4)
         script.end()
         frames, shown_s = [], []
-        async for frame in Pacer(script):  # type: ignore[arg-type]
+        async for frame in Pacer(script):
             frames.append(frame)
             shown_s.append(asyncio.get_running_loop().time())
         return frames, shown_s
@@ -84,7 +84,7 @@ def test_sound_is_exact_and_frames_are_on_their_clock(fps: Fraction, rate_hz: in
 def test_the_picture_stands_still_while_nothing_is_there() -> None:
     async def work() -> None:
         script = Script(Fraction(100), 44_100)
-        pacer = Pacer(script)  # type: ignore[arg-type]
+        pacer = Pacer(script)
         script.make(2)
         frames = [await pacer.next_frame() for _ in range(2)]
         frames += [await pacer.next_frame() for _ in range(100)]
@@ -110,7 +110,7 @@ def test_a_consumer_that_comes_back_late_gets_no_burst() -> None:
         script = Script(Fraction(50), 16_000)
         script.make(8)
         script.end()
-        pacer = Pacer(script)  # type: ignore[arg-type]
+        pacer = Pacer(script)
         frames = []
         async for frame in pacer:
             frames.append(frame)
@@ -127,7 +127,7 @@ def test_a_consumer_that_comes_back_late_gets_no_burst() -> None:
 def test_after_an_interruption_nothing_of_it_comes() -> None:
     async def work() -> None:
         script = Script(Fraction(100), 16_000)
-        pacer = Pacer(script)  # type: ignore[arg-type]
+        pacer = Pacer(script)
         script.make(4, utterance=0)
         script.make(4, utterance=0)
         first = await pacer.next_frame()
@@ -149,7 +149,7 @@ def test_a_cancelled_caller_loses_no_frame() -> None:
         script = Script(Fraction(50), 16_000)
         script.make(4)
         script.end()
-        pacer = Pacer(script)  # type: ignore[arg-type]
+        pacer = Pacer(script)
         numbers = []
         while True:
             try:
@@ -163,6 +163,7 @@ def test_a_cancelled_caller_loses_no_frame() -> None:
     assert run(work()) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_frames_of_a_real_session_are_its_chunks(engine: Engine) -> None:
     expected = run_whole(engine, speech(2.0), fps=40)
 

@@ -38,6 +38,7 @@ from pipecat.workers.runner import WorkerRunner
 from liveact.engine import Engine
 from liveact.errors import InputError
 from liveact.integrations.pipecat import LiveActVideoService
+from liveact.session import pacing
 from tests.support.paths import PORTRAIT
 from tests.support.pipeline import speech
 from tests.support.session import fail, stream_of
@@ -155,6 +156,7 @@ async def bot(engine: Engine, **options: Any) -> AsyncIterator[Bot]:
         await asyncio.wait_for(found.running, 20)
 
 
+@pytest.mark.slow
 def test_speech_comes_out_with_its_pictures(engine: Engine) -> None:
     async def work() -> None:
         async with bot(engine) as found:
@@ -191,6 +193,7 @@ def test_speech_comes_out_with_its_pictures(engine: Engine) -> None:
     run(work())
 
 
+@pytest.mark.slow
 def test_every_picture_goes_out_with_its_sound(engine: Engine) -> None:
     """Through the transport: no picture is left out or shown twice, and where speech begins,
     picture and sound are within two frames of each other."""
@@ -248,6 +251,7 @@ def test_rates_may_change(engine: Engine) -> None:
     run(work())
 
 
+@pytest.mark.slow
 def test_nothing_old_follows_an_interruption(engine: Engine) -> None:
     async def work() -> None:
         async with bot(engine) as found:
@@ -271,6 +275,46 @@ def test_nothing_old_follows_an_interruption(engine: Engine) -> None:
     run(work())
 
 
+def test_a_frame_that_waits_for_its_turn_is_dropped_by_an_interruption(engine: Engine) -> None:
+    async def work() -> None:
+        async with bot(engine) as found:
+            await found.say(2.0)
+            await until(lambda: found.wire.sound_s > 0.2, "it does not speak")
+            async with found.service._order:
+                await until(lambda: bool(found.service._order._waiters), "no frame comes")
+                spoken = len(found.after.of(TTSAudioRawFrame))
+                await found.worker.queue_frame(InterruptionFrame())
+                await until(lambda: found.service._epoch == 1, "it does not arrive")
+            await until(lambda: bool(found.after.of(InterruptionFrame)), "it does not pass")
+            assert len(found.after.of(TTSAudioRawFrame)) == spoken
+
+    run(work())
+
+
+def test_speech_that_comes_right_after_an_interruption_is_whole(engine: Engine) -> None:
+    async def work() -> list[pacing.Frame]:
+        service = LiveActVideoService(engine, image=PORTRAIT, prompt="A person.", size=(32, 32))
+        pushed: list[pacing.Frame] = []
+
+        class Next:
+            async def next_frame(self) -> pacing.Frame | None:
+                if service._epoch:
+                    return None
+                service._epoch = 1  # an interruption, while nothing was there
+                picture, pcm = np.zeros((32, 32, 3), np.uint8), np.zeros((1200, 1), np.float32)
+                return pacing.Frame(0, picture, pcm, RATE_HZ, 0.0, 1, True, False)
+
+        async def push(frame: pacing.Frame) -> None:
+            pushed.append(frame)
+
+        service._push = push
+        await asyncio.wait_for(service._push_frames(Next()), 5)
+        return pushed
+
+    assert len(run(work())) == 1
+
+
+@pytest.mark.slow
 def test_the_end_waits_until_all_is_said(engine: Engine) -> None:
     async def work() -> None:
         async with bot(engine) as found:

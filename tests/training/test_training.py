@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import liveact
 from liveact.blocks import RELEASED_CLOCK
+from tests.support.paths import REPOSITORY
 from training.checkpoint import AUDIO_DIM, DIT_CONFIG, IMAGE_DIM
-from training.data.clips import Clips, make_clips
+from training.data.clips import HELD_OUT, Clips, make_clips
 from training.data.espeak import Voice
 from training.data.expressions import EXPRESSIONS
 from training.data.identity import identity
@@ -30,7 +35,7 @@ from training.dit.train import (
     rollout,
     train_dit,
 )
-from training.films import spoken
+from training.films import film, spoken
 from training.measure import (
     expression_errors,
     mouth_openings,
@@ -40,6 +45,7 @@ from training.measure import (
 from training.optimiser import Muon, orthogonalised, split
 from training.run import Run, learning_rate, plot, read_log
 from training.speech.train import SpeechSettings, train_speech
+from training.stages import FRAMES
 from training.sync import SyncSettings, bands, score, train_sync, windows_at
 from training.vae.model import SMALL, inflated
 from training.vae.train import POLISH, VaeSettings, train_vae
@@ -319,3 +325,33 @@ def test_the_scorer_learns_which_mouth_goes_with_which_sound(tmp_path: Path) -> 
     assert score(net, clip.identity, speech, late).offset == 4
     still = pictures[:1].expand_as(pictures)
     assert score(net, clip.identity, speech, still).confidence < 0.3 * right.confidence
+
+
+def test_a_stage_that_ended_before_its_first_report_has_no_curves(tmp_path: Path) -> None:
+    plot(tmp_path / "log.jsonl", tmp_path / "curves.png")
+    assert read_log(tmp_path / "log.jsonl") == [] and not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------ the script
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_leaves_a_checkpoint(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    make_clips(0, 6, FRAMES, people=2).save(data / "clips.npz")
+    make_clips(HELD_OUT, 1, FRAMES, people=1).save(data / "held.npz")
+    done = subprocess.run(
+        [REPOSITORY / "training" / "gpu.sh", out, data, "3", "cpu"],
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+        *("vae", "speech", "encode", "dit", "checkpoint")
+    ]
+    with liveact.Engine.load(out / "checkpoint", device="cpu") as engine:
+        made = film(engine, 1, spoken(Voice(), "Hello."))
+    assert made.pictures.shape[1:] == (3, 128, 128) and len(made.pictures) == len(made.motion)

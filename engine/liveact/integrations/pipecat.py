@@ -98,6 +98,7 @@ class LiveActVideoService(AIService):
 
     # ---------------------------------------------------------------------------- its life
 
+    # Pipecat's own processors narrow the argument in the same way.
     async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
         """Opens the session: the slow part, beside the other processors'."""
         await super().setup(setup)
@@ -217,10 +218,10 @@ class LiveActVideoService(AIService):
         """Every frame when it is due."""
         try:
             while True:
-                epoch = self._epoch
                 frame = await pacer.next_frame()
                 if frame is None:
                     break
+                epoch = self._epoch  # from here on, an interruption makes it stale
                 async with self._order:
                     if epoch == self._epoch or not frame.speech:
                         await self._push(frame)

@@ -111,7 +111,10 @@ class Pacer:
                 return frame
 
     async def interrupt(self) -> Interruption:
-        """`Session.ainterrupt`; of what was interrupted no frame is handed out from now on."""
+        """`Session.ainterrupt`; of what was interrupted no frame is handed out from now on.
+
+        `delivered_s` counts what was taken: a chunk more than was handed out, at most.
+        """
         self._pieces.clear()
         self._interrupting += 1
         try:
