@@ -112,4 +112,5 @@ def test_rows_are_measured_with_the_model_that_ships(
     assert [line["sound"] for line in rows["silence"]] == ["zero", "room"]
     assert all(line["closed"] > 0.9 for line in rows["silence"])
     assert 0 < rows["recorded"][0]["correlation"] <= 1
-    assert quality.ROWS["silence"] in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())  # a narrow terminal breaks the lines
+    assert quality.ROWS["silence"] in printed
