@@ -1,4 +1,4 @@
-"""Builds the extension module `liveact._core` with CMake and packages OpenBLAS beside it.
+"""Builds the extension module `liveact._core` and the SDK `liveact/sdk` with CMake.
 
 An editable install gets `liveact._core_dev` too, for tests and benchmarks; a wheel never does.
 """
@@ -6,6 +6,7 @@ An editable install gets `liveact._core_dev` too, for tests and benchmarks; a wh
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,12 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+
+
+def _version() -> str:
+    """That of the runtime."""
+    header = (ROOT / "include" / "liveact" / "version.h").read_text()
+    return re.findall(r'#define LIVEACT_VERSION "(.+)"', header)[0]
 
 
 def _replace(source: Path, target: Path) -> None:
@@ -31,6 +38,18 @@ def _nvtx_include() -> list[str]:
     folders = [Path(folder) for folder in spec.submodule_search_locations or []] if spec else []
     found = [path for folder in folders for path in folder.glob("*/include/nvtx3")]
     return [f"-DLIVEACT_NVTX_INCLUDE={found[0].parent}"] if found else []
+
+
+def _install_sdk(build: Path, prefix: Path) -> None:
+    """Headers and libraries for C++ and C, and the OpenBLAS that the Python module uses too."""
+    shutil.rmtree(prefix, ignore_errors=True)
+    install = ["cmake", "--install", str(build), "--prefix", str(prefix), "--component", "sdk"]
+    subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
+    # Wheels know no links: what only linkers read is a linker's script instead.
+    name = prefix / "lib" / "libliveact.so"
+    library = name.resolve().name
+    name.unlink()
+    name.write_text(f"INPUT({library})\n")
 
 
 class CMakeBuild(build_ext):
@@ -50,24 +69,31 @@ class CMakeBuild(build_ext):
             str(build),
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            "-DBUILD_SHARED_LIBS=ON",
+            "-DCMAKE_INSTALL_LIBDIR=lib",
+            "-DLIVEACT_KERNELS=../gpu",  # beside the SDK, where Python has them
             f"-DLIVEACT_OPENBLAS_INCLUDE={scipy_openblas32.get_include_dir()}",
             f"-DLIVEACT_OPENBLAS_LIBRARY={library}",
             *_nvtx_include(),
         ]
         subprocess.run(configure, check=True)
-        targets = ["_core", "_core_dev"] if self.editable_mode else ["_core"]
+        targets = ["_core", "liveact", *(["_core_dev"] if self.editable_mode else [])]
         subprocess.run(["cmake", "--build", str(build), "--target", *targets], check=True)
-        # An editable install imports from the source folder, which OpenBLAS must then be in too.
-        package = ROOT / "engine" / "liveact"
+        # An editable install imports from the source folder, which has all but the module itself.
         target.parent.mkdir(parents=True, exist_ok=True)
-        if self.editable_mode:  # setuptools copies it there afterwards, over what is there
-            for old in package.glob("_core*.so"):
+        package = ROOT / "engine" / "liveact" if self.editable_mode else target.parent
+        if self.editable_mode:
+            for old in package.glob("*.so"):
                 old.unlink()
             dev = next(build.glob("_core_dev.*.so"))
             _replace(dev, package / dev.name)
+        # setuptools copies it into the package afterwards.
         _replace(next(build.glob("_core.*.so")), target)
-        for folder in {target.parent, *([package] if self.editable_mode else [])}:
-            _replace(library, folder / library.name)
+        _install_sdk(build, package / "sdk")
 
 
-setup(ext_modules=[Extension("liveact._core", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    version=_version(),
+    ext_modules=[Extension("liveact._core", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)

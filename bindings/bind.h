@@ -6,6 +6,7 @@
 namespace liveact {
 
 void bind_errors();  // first: in both modules
+void bind_checkpoint(pybind11::module_& m);
 void bind_device(pybind11::module_& m);
 void bind_kernels(pybind11::module_& m);
 void bind_model(pybind11::module_& m);

@@ -37,6 +37,19 @@ std::shared_ptr<Model> load(std::shared_ptr<Device> device, const ModelConfig& c
   return std::make_shared<Model>(std::move(device), config, host, policy);
 }
 
+std::vector<std::shared_ptr<Model>> load_all(const std::vector<std::shared_ptr<Device>>& devices,
+                                             const ModelConfig& config, const py::dict& tensors,
+                                             const py::object& precision) {
+  const HostTensors host = host_tensors(tensors);
+  const Precision policy = precision_from(precision, config.num_layers);
+  const py::gil_scoped_release release;
+  std::vector<std::shared_ptr<Model>> models;
+  for (const auto& model : load_models(devices, config, host, policy)) {
+    models.push_back(std::const_pointer_cast<Model>(model));  // Python knows no const
+  }
+  return models;
+}
+
 std::map<std::string, std::vector<int64_t>> tensor_shapes(const ModelConfig& config) {
   config.check();
   std::map<std::string, std::vector<int64_t>> result;
@@ -93,10 +106,13 @@ void bind_model(py::module_& m) {
   m.def("products", &product_names, "What a precision policy names in every layer.");
   m.def("quantize_weight", &quantize, py::arg("address"), py::arg("dtype"), py::arg("shape"),
         "(fp8 codes, one scale per row) of a weight in host memory, as a model makes them.");
-  py::class_<Model, std::shared_ptr<Model>>(m, "Model", "The weights of a DiT on one device.")
+  py::class_<Model, std::shared_ptr<Model>>(m, "Model", "The weights of a DiT on one device.",
+                                            py::release_gil_before_calling_cpp_dtor())
       .def(py::init(&load), py::arg("device"), py::arg("config"), py::arg("tensors"),
            py::arg("precision"))
       .def_property_readonly("config", &Model::config);
+  m.def("load_models", &load_all, py::arg("devices"), py::arg("config"), py::arg("tensors"),
+        py::arg("precision"), "A model on each device, all at once; weights are converted once.");
 }
 
 }  // namespace liveact

@@ -36,8 +36,8 @@ StreamOptions stream_options(int64_t latent_height, int64_t latent_width,
 
 class PyStream {
  public:
-  PyStream(std::shared_ptr<Model> model, const StreamOptions& options)
-      : model_(std::move(model)), stream_(model_, options) {}
+  PyStream(const std::vector<std::shared_ptr<const Model>>& models, const StreamOptions& options)
+      : stream_(models, options) {}
 
   void set_prompt(const Array& text) {
     LIVEACT_CHECK(text.ndim() == 2, "text: expected [tokens, text_dim], found ", text.ndim(),
@@ -104,7 +104,7 @@ class PyStream {
   const Stream& stream() const { return stream_; }
 
  private:
-  const ModelConfig& config() const { return model_->config(); }
+  const ModelConfig& config() const { return stream_.model().config(); }
 
   // Of the next block.
   std::vector<py::ssize_t> latent_shape(py::ssize_t leading = 0) const {
@@ -115,27 +115,28 @@ class PyStream {
     return shape;
   }
 
-  std::shared_ptr<Model> model_;
   Stream stream_;
 };
 
-std::unique_ptr<PyStream> open(std::shared_ptr<Model> model, int64_t latent_height,
-                               int64_t latent_width, const std::array<int, 4>& slots,
-                               const std::string& memory, const std::string& compress_axis,
-                               const std::string& value_filter, float audio_guidance,
-                               int64_t max_image_tokens, const std::string& sampler) {
+std::unique_ptr<PyStream> open(const std::vector<std::shared_ptr<Model>>& models,
+                               int64_t latent_height, int64_t latent_width,
+                               const std::array<int, 4>& slots, const std::string& memory,
+                               const std::string& compress_axis, const std::string& value_filter,
+                               float audio_guidance, int64_t max_image_tokens,
+                               const std::string& sampler) {
   const StreamOptions options =
       stream_options(latent_height, latent_width, slots, memory, compress_axis, value_filter,
                      audio_guidance, max_image_tokens, sampler);
   const py::gil_scoped_release release;
-  return std::make_unique<PyStream>(std::move(model), options);
+  return std::make_unique<PyStream>(
+      std::vector<std::shared_ptr<const Model>>(models.begin(), models.end()), options);
 }
 
 std::pair<int64_t, int64_t> required_bytes(Device& device, const ModelConfig& config,
                                            const py::object& precision, const std::string& stored,
                                            int64_t latent_height, int64_t latent_width,
                                            const std::array<int, 4>& slots, float audio_guidance,
-                                           int64_t max_image_tokens) {
+                                           int64_t max_image_tokens, int devices) {
   config.check();
   const Precision policy = precision_from(precision, config.num_layers);
   const StreamOptions options =
@@ -143,7 +144,7 @@ std::pair<int64_t, int64_t> required_bytes(Device& device, const ModelConfig& co
                      audio_guidance, max_image_tokens, "renoise");
   return {weight_bytes(config, policy, dtype_from_name(stored)) +
               constant_bytes(device, config, policy),
-          Stream::required_bytes(device, config, policy, options)};
+          Stream::required_bytes(device, config, policy, options, devices)};
 }
 
 // A property that the stream itself has.
@@ -155,8 +156,10 @@ auto of_stream(const PyStream& self) {
 }  // namespace
 
 void bind_stream(py::module_& m) {
-  py::class_<PyStream>(m, "Stream", "One session's state on a model.")
-      .def(py::init(&open), py::arg("model"), py::arg("latent_height"), py::arg("latent_width"),
+  // To free memory of a GPU waits for what runs there: other Python threads go on meanwhile.
+  py::class_<PyStream>(m, "Stream", "One session's state on a model.",
+                       py::release_gil_before_calling_cpp_dtor())
+      .def(py::init(&open), py::arg("models"), py::arg("latent_height"), py::arg("latent_width"),
            py::arg("slots"), py::arg("memory"), py::arg("compress_axis"), py::arg("value_filter"),
            py::arg("audio_guidance"), py::arg("max_image_tokens"), py::arg("sampler"))
       .def("set_prompt", &PyStream::set_prompt, py::arg("text"))
@@ -180,7 +183,9 @@ void bind_stream(py::module_& m) {
   m.def("required_bytes", &required_bytes, py::arg("device"), py::arg("config"),
         py::arg("precision"), py::arg("stored"), py::arg("latent_height"), py::arg("latent_width"),
         py::arg("slots"), py::arg("audio_guidance"), py::arg("max_image_tokens"),
-        "(bytes of the weights, bytes of a stream) on the device, from sizes alone.");
+        py::arg("devices") = 1,
+        "(bytes of the weights, bytes of a stream) on the device, of 1 or 2 that share the stream, "
+        "from sizes alone.");
 }
 
 }  // namespace liveact

@@ -1,5 +1,6 @@
 // The runtime's exceptions as those of the package, so that nobody has to translate them in Python.
 
+#include <cstring>
 #include <new>
 
 #include "bind.h"
@@ -16,17 +17,25 @@ PyObject* device_error = nullptr;
 PyObject* input_error = nullptr;
 PyObject* session_error = nullptr;
 
+// A message may name a file whose name is not UTF-8.
+void set(PyObject* type, const char* message) {
+  const auto length = static_cast<Py_ssize_t>(std::strlen(message));
+  PyObject* text = PyUnicode_DecodeUTF8(message, length, "surrogateescape");
+  if (text != nullptr) PyErr_SetObject(type, text);
+  Py_XDECREF(text);
+}
+
 void translate(std::exception_ptr thrown) {
   try {
     if (thrown) std::rethrow_exception(thrown);
   } catch (const DeviceError& error) {
-    PyErr_SetString(device_error, error.what());
+    set(device_error, error.what());
   } catch (const NonFiniteError& error) {
-    PyErr_SetString(session_error, error.what());
+    set(session_error, error.what());
   } catch (const CancelledError& error) {
-    PyErr_SetString(session_error, error.what());
+    set(session_error, error.what());
   } catch (const Error& error) {
-    PyErr_SetString(input_error, error.what());
+    set(input_error, error.what());
   } catch (const std::bad_alloc&) {
     PyErr_SetString(device_error, "host: expected more memory, found not enough memory");
   }

@@ -8,11 +8,12 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "LiveAct runtime: a DiT (Model), sessions on it (Stream), and the devices they run on.";
-  m.attr("__version__") = liveact::kVersion;
+  m.attr("__version__") = LIVEACT_VERSION;
   liveact::bind_errors();
   liveact::bind_device(m);
   liveact::bind_kernels(m);
   liveact::bind_model(m);
+  liveact::bind_checkpoint(m);
   liveact::bind_stream(m);
   liveact::bind_calibration(m);
 }

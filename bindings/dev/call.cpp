@@ -114,15 +114,12 @@ KvSegment Call::new_segment(int64_t heads, int64_t tokens, int64_t head_dim, DTy
   result.head_dim = head_dim;
   result.k = memory(result.key_bytes());
   result.v = memory(result.value_bytes(device_.formats().value_multiple));
-  if (dtype == DType::f8) result.k_scale = memory<float>(4 * heads * tokens);
   return result;
 }
 
 py::tuple Call::get(const KvSegment& s, const std::vector<py::ssize_t>& value_shape) {
-  py::object scale = py::none();
-  if (s.dtype == DType::f8) scale = get(s.k_scale, DType::f32, {s.heads, s.tokens});
   return py::make_tuple(get(s.k, s.dtype, {s.heads, s.tokens, s.head_dim}),
-                        get(s.v, s.dtype, value_shape), scale);
+                        get(s.v, s.dtype, value_shape));
 }
 
 Rope Call::rope(const Tables& tables) {

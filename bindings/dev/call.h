@@ -57,7 +57,7 @@ class Call {
   // (k, v, k_scale or None, v_scale or None); k is [H, tokens, hd], v in the backend's layout.
   KvSegment segment(const pybind11::tuple& parts);
   KvSegment new_segment(int64_t heads, int64_t tokens, int64_t head_dim, DType dtype);
-  // (k, v [value_shape], k_scale or None)
+  // (k, v [value_shape])
   pybind11::tuple get(const KvSegment& s, const std::vector<pybind11::ssize_t>& value_shape);
 
   Rope rope(const Tables& tables);

@@ -28,7 +28,7 @@ py::object self_attention(Device& device, const py::array& q, const std::optiona
                     .scale = call.put(q_scale)};
   const Rows result = call.new_rows(heads.tokens, heads.heads * heads.head_dim, out);
   call.ops().self_attention(heads, call.segment(context), call.segment(current),
-                            call.put(out_scale), result);
+                            call.put(out_scale), result, {});
   return call.get(result);
 }
 

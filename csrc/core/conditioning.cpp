@@ -1,7 +1,6 @@
 // The prompt, the image and the audio, projected to keys and values of every layer.
 
-#include "core/check.h"
-#include "core/stream_impl.h"
+#include "core/rank.h"
 
 namespace liveact {
 
@@ -10,21 +9,19 @@ constexpr float kTorchEps = 1e-5f;  // torch's LayerNorm default
 }
 
 // fp32 rows in the format of the activations, in `spare` where that is another.
-Rows Stream::Impl::operand_of(const Rows& given, const Rows& spare) {
+Rows Rank::operand_of(const Rows& given, const Rows& spare) {
   if (precision_.activations == DType::f32) return given;
   const Rows converted = spare.as(given.rows, given.cols, precision_.activations);
   ops_->quantize(given, converted);
   return converted;
 }
 
-void Stream::Impl::set_prompt(const float* text, int64_t tokens) {
+void Rank::set_prompt(const float* text, int64_t tokens) {
   static const RangeName name("set_prompt");
   const Range range(name);
   const Weights& w = weights_;
   const ModelConfig& c = config_;
   const DType activations = precision_.activations;
-  LIVEACT_CHECK(tokens >= 1 && tokens <= c.text_len, "set_prompt: expected 1 to ", c.text_len,
-                " tokens, found ", tokens);
   // The last row is the padding row: all zeros going in, and one key for all of them coming out.
   const int64_t n = tokens + 1;
   const Rows in = conditioning_.in.as(n, c.text_dim, DType::f32);
@@ -40,21 +37,14 @@ void Stream::Impl::set_prompt(const float* text, int64_t tokens) {
   project_context(context, conditioning_.a, false);
   pad_count_ = c.text_len - tokens;
   ops_->forget();  // recorded ops have the number of tokens in them
-  has_prompt_ = true;
 }
 
-void Stream::Impl::set_image(const float* features, int64_t tokens, const float* y,
-                             int64_t frames) {
+void Rank::set_image(const float* features, int64_t tokens, const float* y, int64_t frames) {
   static const RangeName name("set_image");
   const Range range(name);
   const Weights& w = weights_;
   const ModelConfig& c = config_;
   const DType activations = precision_.activations;
-  LIVEACT_CHECK(block_ == 0, "set_image: expected before the first block, found block ", block_);
-  LIVEACT_CHECK(tokens >= 1 && tokens <= options_.max_image_tokens, "set_image: expected 1 to ",
-                options_.max_image_tokens, " image tokens, found ", tokens);
-  LIVEACT_CHECK(frames >= conditioning_.y_frames, "set_image: expected at least ",
-                conditioning_.y_frames, " latent frames of conditioning, found ", frames);
   const int64_t plane = options_.latent_height * options_.latent_width;
   for (int64_t channel = 0; channel < c.in_dim - c.out_dim; ++channel) {
     ops_->upload(conditioning_.y + channel * conditioning_.y_frames * plane,
@@ -72,12 +62,11 @@ void Stream::Impl::set_image(const float* features, int64_t tokens, const float*
   ops_->linear(b, w.image_out.weight, w.image_out.epilogue(), context);
   ops_->layer_norm(context, w.image_out_norm.gain, w.image_out_norm.bias, kTorchEps, context);
   project_context(context, conditioning_.b, true);
-  has_image_ = true;
 }
 
 // Keys and values of every layer from a text or an image [tokens, D]. `spare` is memory for it in
 // the format of the products.
-void Stream::Impl::project_context(const Rows& context, const Rows& spare, bool image) {
+void Rank::project_context(const Rows& context, const Rows& spare, bool image) {
   Rows operand = context;
   for (int64_t i = 0; i < config_.num_layers; ++i) {
     const DType format = precision_.layers[i].cross_kv;
@@ -100,8 +89,8 @@ void Stream::Impl::project_context(const Rows& context, const Rows& spare, bool 
   }
 }
 
-void Stream::Impl::project_kv(const Rows& context, const Linear& key, const Norm& key_norm,
-                              const Linear& value, const KvSegment& segment) {
+void Rank::project_kv(const Rows& context, const Linear& key, const Norm& key_norm,
+                      const Linear& value, const KvSegment& segment) {
   const DType activations = precision_.activations;
   const int64_t dim = config_.dim;
   const Rows k = scratch_.wide.as(context.rows, dim, activations);
@@ -112,10 +101,23 @@ void Stream::Impl::project_kv(const Rows& context, const Linear& key, const Norm
   ops_->store_kv(k, v, segment);
 }
 
+// In block 0 latent frame 0 has no audio; its window would start 3 features earlier.
+void Rank::set_audio(const float* features, int64_t feature_rows) {
+  const int64_t frames = heard_.end - heard_.begin;
+  const int64_t first_row = first_ ? 4 * (heard_.begin - 1) + 1 : 4 * heard_.begin;
+  if (frames > 0) project_audio(features, feature_rows, first_row, frames, memory_.main);
+}
+
+void Rank::set_silence() {
+  constexpr int64_t kRows = 4 + 4;  // of one latent frame
+  const std::vector<float> silence(kRows * config_.audio_dim, 0.0f);
+  project_audio(silence.data(), kRows, 0, 1, memory_.null);
+}
+
 // The features of latent frame j are kAudioWindow consecutive rows from first_row + 4 j on: a
 // strided view, so nothing is gathered.
-void Stream::Impl::project_audio(const float* features, int64_t feature_rows, int64_t first_row,
-                                 int64_t frames, Pass& pass) {
+void Rank::project_audio(const float* features, int64_t feature_rows, int64_t first_row,
+                         int64_t frames, Pass& pass) {
   static const RangeName name("conditioning");
   const Range range(name);
   const Weights& w = weights_;

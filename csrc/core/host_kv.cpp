@@ -14,7 +14,7 @@ void export_host_kv(const KvSegment& segment, const Rope& rope, int64_t first_po
       const int64_t index = head * segment.tokens + t;
       const int64_t out = (t * segment.heads + head) * hd;
       rotate(rope, first_position + t / frame_tokens, t % frame_tokens, -1.0f,
-             load_key(segment, index, scratch.data()), k + out);
+             load_key(segment, head, index, scratch.data()), k + out);
       std::memcpy(v + out, load_value(segment, head, index, scratch.data()), sizeof(float) * hd);
     }
   }

@@ -25,8 +25,9 @@ inline void rotate(const Rope& rope, int64_t position, int64_t token_in_frame, f
   }
 }
 
-inline const float* load_key(const KvSegment& segment, int64_t token_index, float* scratch) {
-  const float scale = segment.dtype == DType::f8 ? segment.k_scale[token_index] : 1.0f;
+inline const float* load_key(const KvSegment& segment, int64_t head, int64_t token_index,
+                             float* scratch) {
+  const float scale = segment.dtype == DType::f8 ? segment.k_scale[head] : 1.0f;
   return read_f32(segment.k, segment.dtype, token_index * segment.head_dim, segment.head_dim, scale,
                   scratch);
 }

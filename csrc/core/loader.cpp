@@ -14,8 +14,13 @@ struct Loader::Readable {
 };
 
 Loader::Loader(Device& device, const ModelConfig& config, const HostTensors& tensors,
-               std::vector<Buffer>& buffers)
-    : device_(device), formats_(device.formats()), tensors_(tensors), buffers_(buffers) {
+               std::vector<Buffer>& buffers, Conversions& conversions, int index)
+    : device_(device),
+      conversions_(conversions),
+      index_(index),
+      formats_(device.formats()),
+      tensors_(tensors),
+      buffers_(buffers) {
   for (const TensorSpec& spec : expected_tensors(config)) {
     const auto found = tensors.find(spec.name);
     LIVEACT_CHECK(found != tensors.end(), "checkpoint: expected tensor ", spec.name, " ",
@@ -47,7 +52,7 @@ void Loader::host_linear(const std::string& name, std::vector<std::vector<float>
   const Readable weight = wide(name + ".weight");
   const Readable bias = wide(name + ".bias");
   for (std::vector<float>& row : rows) {
-    row = liveact::host_linear(row, weight.tensor, bias.tensor, threads_);
+    row = liveact::host_linear(row, weight.tensor, bias.tensor, conversions_.threads());
   }
 }
 
@@ -126,10 +131,10 @@ void Loader::place(const std::vector<std::string>& names, LoadedLinear& loaded) 
 // The parts of a weight one after another in its format; what has that format already goes as it
 // lies. fp8 fills the scales, one per row.
 //
-// NOTE: host memory. Tensors are converted one by one, so the runtime holds one of them at a time
-// (the largest of the released model has 142 MB in bf16). The checkpoint is mapped and read in the
-// order of the layers: its pages are clean copies of the file, which the system drops when memory
-// is short, whatever the size of a shard. Nothing is written to them.
+// NOTE: host memory. Tensors are converted one by one, so the runtime holds one of them at a time,
+// or two with two devices (the largest of the released model has 142 MB in bf16). The checkpoint is
+// mapped and read in the order of the layers: its pages are clean copies of the file, which the
+// system drops when memory is short, whatever the size of a shard. Nothing is written to them.
 const char* Loader::convert(const std::vector<std::string>& names, LoadedLinear& loaded) {
   const Weight& weight = loaded.linear.weight;
   const int64_t row_bytes = weight.k * size_bytes(weight.dtype);
@@ -139,26 +144,36 @@ const char* Loader::convert(const std::vector<std::string>& names, LoadedLinear&
   for (const std::string& name : names) {
     const HostTensor& tensor = weight_of(name);
     const int64_t n = tensor.shape[0];
-    float* scale = weight.dtype == DType::f8 ? loaded.scale.data() + first_row : nullptr;
-    const void* source = tensor.data;
-    std::vector<uint8_t> converted;
-    if (tensor.dtype != weight.dtype) {
-      converted.resize(n * row_bytes);
-      source = converted.data();
-      encode_rows(readable(name + ".weight").tensor,
-                  {.data = converted.data(),
-                   .dtype = weight.dtype,
-                   .rows = n,
-                   .cols = weight.k,
-                   .scale = scale},
-                  threads_);
-    } else if (scale != nullptr) {
-      read_scale(name, scale);
+    const bool as_stored = tensor.dtype == weight.dtype;
+    const auto made = conversions_.next(
+        index_, name, [&] { return as_stored ? Converted{} : converted(name, weight); });
+    const void* source = as_stored ? tensor.data : made->rows.data();
+    if (as_stored && weight.dtype == DType::f8) {
+      read_scale(name, loaded.scale.data() + first_row);
+    } else {
+      std::copy(made->scale.begin(), made->scale.end(), loaded.scale.begin() + first_row);
     }
     device_.upload(target + first_row * row_bytes, source, n * row_bytes);
     first_row += n;
   }
   return target;
+}
+
+// The rows of one part in the format of the whole.
+Converted Loader::converted(const std::string& name, const Weight& weight) const {
+  const Readable given = readable(name + ".weight");
+  const int64_t rows = given.tensor.shape[0];
+  Converted result;
+  result.rows.resize(rows * weight.k * size_bytes(weight.dtype));
+  result.scale.resize(weight.dtype == DType::f8 ? rows : 0);
+  encode_rows(given.tensor,
+              {.data = result.rows.data(),
+               .dtype = weight.dtype,
+               .rows = rows,
+               .cols = weight.k,
+               .scale = result.scale.data()},
+              conversions_.threads());
+  return result;
 }
 
 // The scales [n] of a product that is stored in fp8.

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "core/conversions.h"
 #include "core/host_tensors.h"
 #include "core/weights.h"
 
@@ -20,9 +21,10 @@ struct LoadedLinear {
 
 class Loader {
  public:
-  // Memory is kept by `buffers`. Throws Error for a tensor that is missing or of another shape.
+  // Memory is kept by `buffers`. `index` is that of the device for `conversions`. Throws Error for
+  // a tensor that is missing or of another shape.
   Loader(Device& device, const ModelConfig& config, const HostTensors& tensors,
-         std::vector<Buffer>& buffers);
+         std::vector<Buffer>& buffers, Conversions& conversions, int index);
 
   DType stored(const std::string& name) const { return tensors_.at(name).dtype; }
   // A tensor in bf16 or fp32 wherever it lies, as fp32 on the host.
@@ -58,12 +60,14 @@ class Loader {
   DType weight_format(const std::vector<std::string>& names, DType precision) const;
   void place(const std::vector<std::string>& names, LoadedLinear& loaded);
   const char* convert(const std::vector<std::string>& names, LoadedLinear& loaded);
+  Converted converted(const std::string& name, const Weight& weight) const;
   void read_scale(const std::string& name, float* scale) const;
   const void* upload_bias(const std::vector<float>& bias, DType out);
   const void* store(const void* host, int64_t bytes);
 
   Device& device_;
-  mutable Threads threads_;  // convert weights
+  Conversions& conversions_;
+  const int index_;
   const DeviceFormats formats_;
   const HostTensors& tensors_;
   std::vector<Buffer>& buffers_;

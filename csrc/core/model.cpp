@@ -2,8 +2,13 @@
 
 #include "liveact/model.h"
 
+#include <algorithm>
 #include <cmath>
+#include <system_error>
+#include <thread>
 
+#include "core/check.h"
+#include "core/host_rows.h"
 #include "core/loader.h"
 #include "core/memory.h"
 
@@ -109,8 +114,20 @@ void load_steps(Loader& load, const Timesteps& times, const std::vector<float>& 
   }
 }
 
+// KvSegment::k_scale [heads], from the gain [D] of the norm before it.
+std::vector<float> key_scales(const std::vector<float>& gain, int64_t heads) {
+  const auto width = static_cast<int64_t>(gain.size());
+  const int64_t hd = width / heads;
+  std::vector<float> scales(heads);
+  for (int64_t head = 0; head < heads; ++head) {
+    const float largest = std::max(amax(gain.data() + head * hd, hd), kF8AmaxFloor);
+    scales[head] = std::sqrt(static_cast<float>(width)) * largest / kF8Max;
+  }
+  return scales;
+}
+
 Layer load_layer(Loader& load, const Timesteps& times, int64_t index, const LayerPrecision& p,
-                 DType activations) {
+                 DType activations, int64_t heads) {
   Layer layer;
   layer.range = RangeName("layer " + std::to_string(index));
   const std::string b = "blocks." + std::to_string(index) + ".";
@@ -124,6 +141,7 @@ Layer load_layer(Loader& load, const Timesteps& times, int64_t index, const Laye
   layer.self_o = self_o.linear;
   layer.self_q_norm = load.gain(b + "self_attn.norm_q");
   layer.self_k_norm = load.gain(b + "self_attn.norm_k");
+  layer.key_scale = load.upload(key_scales(load.host(b + "self_attn.norm_k.weight"), heads));
   layer.token_filter.key_taps = load.taps(b + "self_attn.memory_proj_k.weight");
   layer.token_filter.value_taps = load.taps(b + "self_attn.memory_proj_v.weight");
   layer.cross_norm = load.norm(b + "norm3");
@@ -151,11 +169,15 @@ Layer load_layer(Loader& load, const Timesteps& times, int64_t index, const Laye
 
 Model::Model(std::shared_ptr<Device> device, const ModelConfig& config, const HostTensors& tensors,
              const Precision& precision)
+    : Model(std::move(device), config, tensors, precision, std::make_shared<Conversions>(1), 0) {}
+
+Model::Model(std::shared_ptr<Device> device, const ModelConfig& config, const HostTensors& tensors,
+             const Precision& precision, const std::shared_ptr<Conversions>& conversions, int index)
     : device_(std::move(device)), config_(config), precision_(precision) {
   config.check();
   precision.check(config.num_layers);
   auto weights = std::make_unique<Weights>();
-  Loader load(*device_, config, tensors, weights->buffers);
+  Loader load(*device_, config, tensors, weights->buffers, *conversions, index);
   require_memory(*device_, "the weights",
                  {{"products", weight_bytes(config, precision, load.stored("head.head.weight"))},
                   {"constants", constant_bytes(*device_, config, precision)}});
@@ -164,11 +186,42 @@ Model::Model(std::shared_ptr<Device> device, const ModelConfig& config, const Ho
   const Timesteps times(load, config);
   load_head(load, times, activations, *weights);
   for (int64_t i = 0; i < config.num_layers; ++i) {
-    weights->layers.push_back(load_layer(load, times, i, precision.layers[i], activations));
+    weights->layers.push_back(
+        load_layer(load, times, i, precision.layers[i], activations, config.num_heads));
   }
   weights_ = std::move(weights);
 }
 
 Model::~Model() = default;
+
+std::vector<std::shared_ptr<const Model>> load_models(
+    const std::vector<std::shared_ptr<Device>>& devices, const ModelConfig& config,
+    const HostTensors& tensors, const Precision& precision) {
+  const auto count = static_cast<int>(devices.size());
+  LIVEACT_CHECK(count > 0, "load_models: expected a device, found none");
+  const auto conversions = std::make_shared<Conversions>(count);
+  std::vector<std::shared_ptr<const Model>> models(count);
+  const auto load = [&](int index) {
+    try {
+      models[index].reset(
+          new Model(devices[index], config, tensors, precision, conversions, index));
+    } catch (const Conversions::Ended&) {
+    } catch (...) {
+      conversions->fail(std::current_exception());
+    }
+  };
+  std::vector<std::thread> threads;
+  try {
+    for (int index = 1; index < count; ++index) threads.emplace_back(load, index);
+  } catch (const std::system_error& error) {
+    conversions->fail(std::make_exception_ptr(
+        DeviceError(std::string("load_models: expected a thread for each device, found none (") +
+                    error.what() + ")")));
+  }
+  load(0);
+  for (std::thread& thread : threads) thread.join();
+  conversions->check();
+  return models;
+}
 
 }  // namespace liveact

@@ -80,12 +80,13 @@ LIVEACT_OP(void, value_scale, (const Rows& values, int64_t heads, float* scale),
            (values, heads, scale))
 
 // From the fused product qkv [M, 3D]: RMS over all of D for q and k, rotation, split in heads,
-// quantisation. Query and key of token t sit at latent-frame position first_position + t / F.
-// Writes q [H, M, hd] and `current` (M tokens; its v_scale is read).
+// quantisation. Query and key of row t sit at latent-frame position first_position + t / F. Writes
+// q [H, tokens, hd] and `current` (its scales are read): tokens first_token to first_token + M of
+// them, which are all but where two devices share the rows.
 LIVEACT_OP(void, split_qkv,
            (const Rows& qkv, const float* q_gain, const float* k_gain, float eps, const Rope& rope,
-            int64_t first_position, const Heads& q, const KvSegment& current),
-           (qkv, q_gain, k_gain, eps, rope, first_position, q, current))
+            int64_t first_position, int64_t first_token, const Heads& q, const KvSegment& current),
+           (qkv, q_gain, k_gain, eps, rope, first_position, first_token, q, current))
 
 // RMS-normed keys and values as they are of a text or an image, token-major k, v [tokens, D] ->
 // segment.
@@ -93,8 +94,8 @@ LIVEACT_OP(void, store_kv, (const Rows& k, const Rows& v, const KvSegment& segme
            (k, v, segment))
 
 // context <- table applied to (context, current), `first_slot` being the slot (and position) of
-// current's first latent frame. Keys are un-rotated, filtered, rotated for their new slot and quantised
-// again. `staging` has the size of the context.
+// current's first latent frame. Keys are un-rotated, filtered, rotated for their new slot and rounded
+// again; the scales of all three are the same. `staging` has the size of the context.
 LIVEACT_OP(void, update_memory,
            (std::span<const SlotUpdate> table, const CompressFilter& filter, const Rope& rope,
             int64_t first_slot, const KvSegment& current, const KvSegment& staging,
@@ -106,11 +107,13 @@ LIVEACT_OP(void, update_memory,
 // An `out` in fp8 has the scale described at kProbabilityScale, in every row.
 
 // out [M, D] = softmax(q · [context; current]^T / sqrt(hd)) · [context; current], no mask.
-// The context may have no tokens. out_scale [H]: fp8 output of fp8 attention only.
+// The context may have no tokens. out_scale [H]: fp8 output of fp8 attention only. Two devices: `out`
+// has the columns of the heads of q, in rows of D, for as many tokens as it has rows; `rest` has those
+// of the tokens after them. out_scale is of all heads.
 LIVEACT_OP(void, self_attention,
            (const Heads& q, const KvSegment& context, const KvSegment& current,
-            const float* out_scale, const Rows& out),
-           (q, context, current, out_scale, out))
+            const float* out_scale, const Rows& out, const Rows& rest),
+           (q, context, current, out_scale, out, rest))
 
 // out [M, D] = Attn(q, text) + Attn(q, image): two softmaxes, one q [M, D]. The last text key stands
 // for `pad_count` identical padding rows: its logit has log(pad_count) added; with pad_count 0 it is
@@ -130,6 +133,14 @@ LIVEACT_OP(void, audio_attention,
 
 // ------------------------------------------------------------------------ calls around the ops
 
+// A barrier between the queues of two devices, in two halves. `signal` says that the ops before it are
+// done and what they wrote is to be seen on both devices; the ops after `wait` come after as many
+// signals of the other queue as this queue has waited. Who drives both queues has both signal before
+// either waits. `idle` is whether all ops are done; it fails where one of them did, and never waits.
+LIVEACT_QUEUE_CALL(void, signal, (const Barrier& barrier), (barrier))
+LIVEACT_QUEUE_CALL(void, wait, (const Barrier& barrier), (barrier))
+LIVEACT_QUEUE_CALL(bool, idle, (), ())
+
 // The keys of `segment` un-rotated, and its values, as fp32 [tokens, H, hd]; for inspection.
 LIVEACT_QUEUE_CALL(void, export_kv,
                    (const KvSegment& segment, const Rope& rope, int64_t first_position, float* k,
@@ -143,10 +154,15 @@ LIVEACT_QUEUE_CALL(void, export_kv,
 LIVEACT_QUEUE_CALL(bool, begin_plan, (), ())
 LIVEACT_QUEUE_CALL(void, end_plan, (), ())
 
+// Held while a part is put on the queues of two devices that wait for one another; null where an op is
+// done when it returns. So the queues of all devices have the parts of all streams in one order, and
+// no memory is freed in between, which would wait for a device that waits for another.
+LIVEACT_QUEUE_CALL(std::recursive_mutex*, turn, (), ())
+
 // Repeating the same ops on the same buffers: `replay(key)` runs what was recorded under `key` and
-// returns true, or returns false; then the ops between `begin_record` and `end_record` run and, where
-// the backend can (CUDA graphs), are kept under that key. `forget` drops all, one that is being
-// recorded too.
+// returns true, or returns false. Then the ops between `begin_record` and `end_record` run, unless the
+// backend records them (CUDA graphs) for the `replay` that has to follow. `forget` drops all, one that
+// is being recorded too.
 LIVEACT_QUEUE_CALL(bool, replay, (int key), (key))
 LIVEACT_QUEUE_CALL(void, begin_record, (int key), (key))
 LIVEACT_QUEUE_CALL(void, end_record, (), ())

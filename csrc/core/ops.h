@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 #include <span>
 
 #include "liveact/dtype.h"
@@ -25,13 +26,13 @@ struct Rows {
   Rows as(int64_t new_rows, int64_t new_cols, DType new_dtype) const {
     return {data, new_dtype, new_rows, new_cols, scale, 0};
   }
-  // `count` columns from `first` on; of fp32 and bf16, whose rows have no scale.
+  // `count` columns from `first` on.
   Rows columns(int64_t first, int64_t count) const {
     return {static_cast<char*>(data) + first * size_bytes(dtype),
             dtype,
             rows,
             count,
-            nullptr,
+            scale,
             row_stride()};
   }
   // All rows from `first` on.
@@ -67,14 +68,20 @@ struct Epilogue {
   bool accumulate = false;
 };
 
-// Queries, split in heads.
+// Queries, split in heads. Two devices that share an evaluation have half of the heads each; then
+// split_qkv, which fills both halves, finds the second one at `upper`, on the other device or here.
 struct Heads {
-  void* data = nullptr;  // [H, tokens, hd]
+  void* data = nullptr;  // [H, tokens, hd], or [H / 2, tokens, hd] of the lower half
   DType dtype = DType::f32;
   int64_t heads = 0;
   int64_t tokens = 0;
   int64_t head_dim = 0;
   float* scale = nullptr;  // [H, tokens], fp8 only: per token and head
+  void* upper = nullptr;   // [H / 2, tokens, hd] or null
+  float* upper_scale = nullptr;
+
+  // Heads from here on are at `upper`.
+  int64_t lower_heads() const { return upper == nullptr ? heads : heads / 2; }
 };
 
 // Keys and values of consecutive tokens in the layout that the backend's attention wants; the
@@ -86,11 +93,15 @@ struct KvSegment {
   int64_t heads = 0;
   int64_t tokens = 0;
   int64_t head_dim = 0;
-  float* k_scale = nullptr;  // [H, tokens], fp8 only: per token and head
+  const float* k_scale = nullptr;  // [H], fp8 only: fixed by the weights, see below
   // [H]. fp8: shared by context and current block, see below. Text and image: of the values as they
   // are, for what attention writes in fp8.
   float* v_scale = nullptr;
+  // The second half of the heads, as in Heads; the scales are those of all.
+  void* upper_k = nullptr;
+  void* upper_v = nullptr;
 
+  int64_t lower_heads() const { return upper_k == nullptr ? heads : heads / 2; }
   int64_t key_bytes() const { return heads * tokens * head_dim * size_bytes(dtype); }
   // `multiple` is DeviceFormats::value_multiple.
   int64_t value_bytes(int64_t multiple) const {
@@ -105,6 +116,11 @@ struct KvSegment {
 // mantissa bits down to amax / 3584, and V may grow eightfold over block 0 before it saturates. In
 // return V·scale leaves the inner loop of attention, and frames move between slots as bytes.
 constexpr float kValueHeadroom = 8.0f;
+// K in fp8 has one scale per (layer, head), fixed when a model is loaded. After the RMS norm over D
+// channels a pair of them is at most sqrt(D) times the largest gain of its head, and no rotation
+// changes that: scale = sqrt(D) * max(|gain|, 1e-12) / 448. A key as large as its gain then has a
+// code of 448 / sqrt(D), 6.3 at D = 5120, and keeps its 3 mantissa bits down to 1/400 of that. Only
+// what the filters of the memory let grow beyond the bound saturates.
 // P in [0, 1] is multiplied by this before it is cast to fp8 (the sum of P stays fp32).
 constexpr float kProbabilityScale = 256.0f;
 // What attention writes in fp8 has one scale for all rows, so that no program has to know the
@@ -132,7 +148,26 @@ struct CompressFilter {
   const float* key_taps = nullptr;    // [D, 5] ([5, D] where DeviceFormats::tap_major) or null
   const float* value_taps = nullptr;  // the same
   CompressAxis axis = CompressAxis::token;
+  int64_t channels = 0;  // D, also where the taps are those of some heads only
+
+  // From this channel on.
+  CompressFilter from(int64_t channel, bool tap_major) const {
+    const int64_t offset = channel * (tap_major ? 1 : kCompressTaps);
+    CompressFilter result = *this;
+    if (key_taps != nullptr) result.key_taps += offset;
+    if (value_taps != nullptr) result.value_taps += offset;
+    return result;
+  }
 };
+
+// Where the queues of two devices meet. Each counts for itself, in memory of its device, so that
+// what is recorded for replay counts on.
+struct Barrier {
+  int64_t* counts = nullptr;   // [2], here: how often this queue signalled, and how often it waited
+  int64_t* arrived = nullptr;  // here: how often the other one has signalled, which writes it
+  int64_t* peer_arrived = nullptr;  // `arrived` of the other one
+};
+constexpr int64_t kBarrierOpen = int64_t{1} << 62;  // in `arrived`: nobody waits any more
 
 enum class Activation { gelu_tanh, gelu_erf, relu };
 

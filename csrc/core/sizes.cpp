@@ -44,7 +44,8 @@ int64_t constant_bytes(const Device& device, const ModelConfig& c, const Precisi
     total +=
         bias * (15 * d + c.ffn_dim) +  // qkv 3, k and v of text and image 4, audio_kv 2, 6 of 1
         kSteps * (gated(p.self_o) + gated(p.ffn_down) + f32 * 4 * d) +  // and two norms
-        f32 * d * (2 + 2 * kCompressTaps + 2 + 3 + 2);                  // gains, taps, norms
+        f32 * d * (2 + 2 * kCompressTaps + 2 + 3 + 2) +                 // gains, taps, norms
+        f32 * c.num_heads;                                              // scales of keys
   }
   return total;
 }

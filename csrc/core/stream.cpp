@@ -1,13 +1,14 @@
 // Opening a stream, and its blocks: three steps, each an evaluation that is recorded where it
-// repeats.
+// repeats. With two devices this thread drives both.
 
 #include "liveact/stream.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <thread>
 
 #include "core/check.h"
-#include "core/memory.h"
 #include "core/stream_impl.h"
 
 namespace liveact {
@@ -24,6 +25,8 @@ namespace {
 constexpr int kBlockStart = 0, kConditioned = 1, kStepDone = 2;
 static_assert(kStepDone + kSteps <= kTimeMarks);
 
+constexpr std::chrono::microseconds kPollInterval(20);  // of two devices, at the end of a block
+
 void check_options(const ModelConfig& config, const Precision& precision,
                    const StreamOptions& options) {
   const int64_t h = options.latent_height;
@@ -39,71 +42,97 @@ void check_options(const ModelConfig& config, const Precision& precision,
   precision.check(config.num_layers);
 }
 
-StreamMemory allocate(const Model& model, const StreamOptions& options) {
-  using Mode = StreamMemory::Mode;
-  check_options(model.config(), model.precision(), options);
-  const StreamMemory counted(model.device(), model.config(), model.precision(), options,
-                             Mode::count);
-  const int64_t known = counted.context_bytes + counted.conditioning_bytes;
-  require_memory(model.device(), "a session",
-                 {{"context", counted.context_bytes},
-                  {"text, image and audio", counted.conditioning_bytes},
-                  {"scratch", counted.total_bytes - known}});
-  return {model.device(), model.config(), model.precision(), options, Mode::allocate};
-}
-
-std::vector<float> rotations(int64_t positions, int64_t pairs) {  // [positions, pairs, 2]
-  std::vector<float> values(2 * positions * pairs);
-  for (int64_t position = 0; position < positions; ++position) {
-    for (int64_t j = 0; j < pairs; ++j) {
-      const double angle = static_cast<double>(position) *
-                           std::pow(10000.0, -static_cast<double>(j) / static_cast<double>(pairs));
-      values[2 * (position * pairs + j)] = static_cast<float>(std::cos(angle));
-      values[2 * (position * pairs + j) + 1] = static_cast<float>(std::sin(angle));
-    }
-  }
-  return values;
+void check_models(const std::vector<std::shared_ptr<const Model>>& models,
+                  const StreamOptions& options) {
+  LIVEACT_CHECK(models.size() == 1 || models.size() == 2,
+                "stream: expected a model on each of 1 or 2 devices, found ", models.size());
+  check_options(models[0]->config(), models[0]->precision(), options);
+  if (models.size() == 1) return;
+  const int64_t heads = models[0]->config().num_heads;
+  LIVEACT_CHECK(heads % 2 == 0, "two devices: expected an even number of heads, found ", heads);
+  const SlotCounts& slots = options.slots;
+  LIVEACT_CHECK(std::min(slots.first_block(), slots.current) >= 2,
+                "two devices: expected at least 2 latent frames in every block, found ",
+                slots.first_block(), " in the first and ", slots.current, " in later ones");
+  LIVEACT_CHECK(models[0]->config() == models[1]->config(),
+                "two devices: expected the same model on both, found two sizes");
+  LIVEACT_CHECK(models[0]->precision() == models[1]->precision(),
+                "two devices: expected the same formats on both, found two precisions");
+  LIVEACT_CHECK(&models[0]->device() != &models[1]->device(),
+                "two devices: expected two of them, found ", models[0]->device().name(), " twice");
 }
 
 }  // namespace
 
-Stream::Impl::Impl(std::shared_ptr<const Model> model, const StreamOptions& options)
-    : model_(std::move(model)),
-      weights_(model_->weights()),
-      config_(model_->config()),
-      precision_(model_->precision()),
-      options_(options),
-      first_update_(update_table(options.slots, options.memory.memory, 0)),
-      update_(update_table(options.slots, options.memory.memory, 1)),
-      memory_(allocate(*model_, options)),
-      ops_(model_->device().open_ops(memory_.limits)) {
-  upload_rope();
-  plan();
-  if (guided()) {
-    constexpr int64_t kRows = 4 + 4;  // of one latent frame
-    const std::vector<float> silence(kRows * config_.audio_dim, 0.0f);
-    project_audio(silence.data(), kRows, 0, 1, null_);
+Stream::Impl::Impl(const std::vector<std::shared_ptr<const Model>>& models,
+                   const StreamOptions& options)
+    : options_(options) {
+  check_models(models, options);
+  for (const auto& model : models) {
+    const Place place{static_cast<int>(ranks_.size()), static_cast<int>(models.size())};
+    ranks_.push_back(std::make_unique<Rank>(model, options, place));
   }
+  if (ranks_.size() == 2) {
+    ranks_[0]->connect(*ranks_[1]);
+    ranks_[1]->connect(*ranks_[0]);
+  }
+  begin_block();
+  plan();
+  if (guided()) each([](Rank& rank) { rank.set_silence(); });
 }
 
-void Stream::Impl::upload_rope() {
-  const auto fill = [&](const float* target, int64_t positions, int64_t pairs) {
-    const std::vector<float> values = rotations(positions, pairs);
-    ops_->upload(const_cast<float*>(target), values.data(), 4 * std::ssize(values));
-  };
-  fill(rope_.frame, options_.slots.total(), rope_.pairs_frame);
-  fill(rope_.row, rope_.grid_rows, rope_.pairs_row);
-  fill(rope_.col, rope_.grid_cols, rope_.pairs_col);
+// No memory goes before both devices are done: each writes into that of the other.
+Stream::Impl::~Impl() {
+  if (ranks_.size() == 1) return;
+  open_barriers();
+  each([](Rank& rank) {
+    try {
+      while (!rank.ops().idle()) std::this_thread::sleep_for(kPollInterval);
+    } catch (const Error&) {  // a device that failed does nothing any more
+    }
+  });
 }
 
 // The ops of the first block and of a later one: what they are on this device is decided here.
 void Stream::Impl::plan() {
   static const RangeName name("plan");
   const Range range(name);
-  if (!ops_->begin_plan()) return;
+  bool planning = false;
+  each([&](Rank& rank) { planning |= rank.ops().begin_plan(); });
+  if (!planning) return;
   for (int block = 0; block < 2; ++block) run_block(nullptr, nullptr, nullptr, nullptr, nullptr);
-  ops_->end_plan();
+  each([](Rank& rank) { rank.ops().end_plan(); });
   block_ = 0;
+  begin_block();
+}
+
+void Stream::Impl::begin_block() {
+  each([&](Rank& rank) { rank.begin_block(block_); });
+}
+
+int64_t Stream::Impl::device_bytes() const {
+  int64_t total = 0;
+  for (const auto& rank : ranks_) total += rank->device_bytes();
+  return total;
+}
+
+void Stream::Impl::set_prompt(const float* text, int64_t tokens) {
+  const int64_t most = model().config().text_len;
+  LIVEACT_CHECK(tokens >= 1 && tokens <= most, "set_prompt: expected 1 to ", most,
+                " tokens, found ", tokens);
+  each([&](Rank& rank) { rank.set_prompt(text, tokens); });
+  has_prompt_ = true;
+}
+
+void Stream::Impl::set_image(const float* features, int64_t tokens, const float* y,
+                             int64_t frames) {
+  LIVEACT_CHECK(block_ == 0, "set_image: expected before the first block, found block ", block_);
+  LIVEACT_CHECK(tokens >= 1 && tokens <= options_.max_image_tokens, "set_image: expected 1 to ",
+                options_.max_image_tokens, " image tokens, found ", tokens);
+  LIVEACT_CHECK(frames >= options_.slots.total(), "set_image: expected at least ",
+                options_.slots.total(), " latent frames of conditioning, found ", frames);
+  each([&](Rank& rank) { rank.set_image(features, tokens, y, frames); });
+  has_image_ = true;
 }
 
 int64_t Stream::Impl::audio_rows_of_next_block() const {
@@ -120,101 +149,133 @@ void Stream::Impl::denoise(const float* noise, const float* renoise, const float
   LIVEACT_CHECK(!failed_, "denoise: expected a working stream, found one that failed before");
   failed_ = true;  // until the block is complete
   const Range block_range("block", block_);
-  run_block(noise, renoise, audio, latent, velocities);
+  try {
+    run_block(noise, renoise, audio, latent, velocities);
+  } catch (...) {
+    open_barriers();
+    throw;
+  }
   failed_ = false;
 }
 
 void Stream::Impl::run_block(const float* noise, const float* renoise, const float* audio,
                              float* latent, float* velocities) {
-  const int64_t n = frames_of_next_block();
-  const int64_t size = config_.out_dim * n * options_.latent_height * options_.latent_width;
-  ops_->mark(kBlockStart);
-  // In block 0 latent frame 0 has no audio; its window would start 3 features earlier.
-  const bool first = block_ == 0;
-  const bool with_audio = !first || n > 1;
+  begin_block();
+  Ops& clock = ranks_[0]->ops();  // the ranks go in step
+  clock.mark(kBlockStart);
+  const bool with_audio = block_ > 0 || frames_of_next_block() > 1;
   if (with_audio) {
-    project_audio(audio, audio_rows_of_next_block(), first ? 1 : 0, first ? n - 1 : n, main_);
+    each([&](Rank& rank) { rank.set_audio(audio, audio_rows_of_next_block()); });
   }
-  ops_->mark(kConditioned);
+  clock.mark(kConditioned);
 
-  ops_->upload(scratch_.z, noise, 4 * size);
-  const bool fresh = options_.sampler == Sampler::renoise;
-  if (fresh) ops_->upload(scratch_.noise, renoise, 4 * size * 2);
+  each([&](Rank& rank) { rank.upload_noise(noise, renoise); });
   for (int step = 0; step < kSteps; ++step) {
-    run_step(step, with_audio, size);
+    run_step(step, with_audio);
     if (velocities != nullptr) {
-      ops_->download(velocities + step * size, scratch_.v, 4 * size);
+      settle();
+      each([&](Rank& rank) { rank.download_velocity(velocities, step); });
     }
-    const float sigma = kTimesteps[step] / 1000.0f;
-    const float next = kTimesteps[step + 1] / 1000.0f;
-    if (fresh && step + 1 < kSteps) {
-      ops_->sampler_step(scratch_.z, scratch_.v, scratch_.noise + step * size, sigma, next, size);
-    } else {  // z - (sigma - next) * v
-      ops_->sampler_step(scratch_.z, scratch_.v, nullptr, sigma - next, 0.0f, size);
-    }
-    ops_->mark(kStepDone + step);
+    each([&](Rank& rank) { rank.sampler_step(step); });
+    clock.mark(kStepDone + step);
   }
-  if (!ops_->all_finite(scratch_.z, size)) {
+  settle();
+  bool finite = true;
+  each([&](Rank& rank) { finite &= rank.latent_is_finite(); });
+  if (!finite) {
     detail::fail<NonFiniteError>("denoise: block ", block_,
                                  " has a NaN or an infinity in its latent");
   }
-  ops_->download(latent, scratch_.z, 4 * size);
-  timings_.conditioning_ms = ops_->marked_ms(kBlockStart, kConditioned);
+  each([&](Rank& rank) { rank.download_latent(latent); });
+  timings_.conditioning_ms = clock.marked_ms(kBlockStart, kConditioned);
   for (int step = 0; step < kSteps; ++step) {
-    timings_.step_ms[step] = ops_->marked_ms(kConditioned + step, kStepDone + step);
+    timings_.step_ms[step] = clock.marked_ms(kConditioned + step, kStepDone + step);
   }
   ++block_;
 }
 
 // The velocity of a step, guided from step 1 on where the stream is.
-void Stream::Impl::run_step(int step, bool with_audio, int64_t size) {
+void Stream::Impl::run_step(int step, bool with_audio) {
   static const RangeName names[kSteps] = {RangeName("step 0"), RangeName("step 1"),
                                           RangeName("step 2")};
   const Range range(names[step]);
-  evaluate(main_, step, step, step > 0 && with_audio);
+  evaluate(false, step, step, step > 0 && with_audio);
   if (!guided() || step == 0) return;
-  std::swap(scratch_.v, scratch_.v_null);
-  evaluate(null_, step, kSteps + step, with_audio);
-  std::swap(scratch_.v, scratch_.v_null);
-  ops_->guide(scratch_.v, scratch_.v_null, options_.audio_guidance, size);
+  each([](Rank& rank) { rank.swap_velocities(); });
+  evaluate(true, step, kSteps + step, with_audio);
+  each([](Rank& rank) {
+    rank.swap_velocities();
+    rank.guide();
+  });
 }
 
 // Every block but the first does the same to the same buffers, so its evaluations are recorded.
-void Stream::Impl::evaluate(Pass& pass, int step, int key, bool with_audio) {
+void Stream::Impl::evaluate(bool null, int step, int key, bool with_audio) {
   if (cancelled_) throw CancelledError("denoise: cancelled");
-  if (block_ == 0) return velocity(pass, step, with_audio);
-  if (ops_->replay(key)) return;
-  ops_->begin_record(key);
+  if (block_ == 0) return velocity(null, step, with_audio);
+  const auto replay = [&] {
+    bool replayed = false;
+    each([&](Rank& rank) { replayed |= rank.ops().replay(key); });
+    return replayed;
+  };
+  if (replay()) return;
   try {
-    velocity(pass, step, with_audio);
+    each([&](Rank& rank) { rank.ops().begin_record(key); });
+    velocity(null, step, with_audio);
+    each([](Rank& rank) { rank.ops().end_record(); });
+    replay();  // where they were recorded they have not run yet
   } catch (...) {
-    ops_->forget();  // a recording left open would disturb others on the device
+    // A recording left open would disturb others on the device. To forget waits for the queue.
+    open_barriers();
+    each([](Rank& rank) { rank.forget(); });
     throw;
   }
-  ops_->end_record();
+}
+
+// Waits for the ops of all ranks. Not for one after another: where a device has failed, the other
+// one waits for it for ever, and only its own queue says so.
+void Stream::Impl::settle() {
+  if (ranks_.size() == 1) return;
+  const auto is_idle = [](const std::unique_ptr<Rank>& rank) { return rank->ops().idle(); };
+  while (std::count_if(ranks_.begin(), ranks_.end(), is_idle) < std::ssize(ranks_)) {
+    std::this_thread::sleep_for(kPollInterval);
+  }
+}
+
+// So that no rank waits for another one: what it computes from here on is of no use.
+void Stream::Impl::open_barriers() noexcept {
+  if (ranks_.size() == 1) return;
+  each([](Rank& rank) { rank.open_barrier(); });
 }
 
 void Stream::Impl::export_context(int step, int64_t layer, float* k, float* v) {
-  LIVEACT_CHECK(step >= 0 && step < kSteps && layer >= 0 && layer < config_.num_layers,
+  const int64_t layers = model().config().num_layers;
+  LIVEACT_CHECK(step >= 0 && step < kSteps && layer >= 0 && layer < layers,
                 "export_context: expected step 0..2 and a layer of the model, found ", step, ", ",
                 layer);
   LIVEACT_CHECK(block_ > 0, "export_context: expected at least one block, found none");
-  const KvSegment& context = main_.contexts[step * config_.num_layers + layer];
-  ops_->export_kv(context, rope_, 0, k, v);
+  each([&](Rank& rank) { rank.export_context(step, layer, k, v); });
 }
 
 // ---------------------------------------------------------------------------------- the public
 // face
 
 Stream::Stream(std::shared_ptr<const Model> model, const StreamOptions& options)
-    : impl_(std::make_unique<Impl>(std::move(model), options)) {}
+    : Stream(std::vector{std::move(model)}, options) {}
+
+Stream::Stream(const std::vector<std::shared_ptr<const Model>>& models,
+               const StreamOptions& options)
+    : impl_(std::make_unique<Impl>(models, options)) {}
 
 Stream::~Stream() = default;
 
 int64_t Stream::required_bytes(Device& device, const ModelConfig& config,
-                               const Precision& precision, const StreamOptions& options) {
+                               const Precision& precision, const StreamOptions& options,
+                               int devices) {
   check_options(config, precision, options);
-  return StreamMemory(device, config, precision, options, StreamMemory::Mode::count).total_bytes;
+  const Place largest{0, devices};
+  return StreamMemory(device, config, precision, options, largest, StreamMemory::Mode::count)
+      .total_bytes;
 }
 
 void Stream::set_prompt(const float* text, int64_t tokens) { impl_->set_prompt(text, tokens); }

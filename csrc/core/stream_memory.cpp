@@ -13,40 +13,50 @@ constexpr int64_t kAlignment = 256;  // of a part of the arena, as of an allocat
 }  // namespace
 
 StreamMemory::StreamMemory(Device& device, const ModelConfig& config, const Precision& precision,
-                           const StreamOptions& options, Mode mode)
+                           const StreamOptions& options, const Place& place, Mode mode)
     : device_(&device),
       formats_(device.formats()),
       config_(config),
       precision_(precision),
       options_(options),
+      place_(place),
       counting_(mode == Mode::count) {
   if (!counting_ && formats_.one_allocation) {
-    const StreamMemory counted(device, config, precision, options, Mode::count);
+    const StreamMemory counted(device, config, precision, options, place, Mode::count);
     arena_ = Buffer(device, counted.own_bytes_);
   }
   const ModelConfig& c = config_;
   const SlotCounts& slots = options_.slots;
   const int64_t frames = std::max(slots.first_block(), slots.current);
+  const auto own = [&](int64_t n) { return place.share(n).end - place.share(n).begin; };
+  const int64_t own_frames = std::max(own(slots.first_block()), own(slots.current));
   const int64_t frame_tokens = options.latent_height / 2 * (options.latent_width / 2);
   const int64_t audio_rows = 4 * frames + 4;
   const int64_t rows =
       std::max({c.text_len + 1, options.max_image_tokens, audio_rows, frames * c.context_tokens});
   const int64_t cols = std::max({c.dim, c.text_dim, c.image_dim, c.intermediate_dim, c.output_dim});
   sizes_ = {.frames = frames,
+            .own_frames = own_frames,
             .frame_tokens = frame_tokens,
             .tokens = frames * frame_tokens,
+            .own_tokens = own_frames * frame_tokens,
+            .own_heads = own(c.num_heads),
             .text_tokens = c.text_len + 1,
             .audio_rows = audio_rows,
             .conditioning = std::max(
                 {rows * cols, audio_rows * c.audio_dim, frames * c.context_tokens * c.output_dim})};
+  const bool scaled = std::any_of(precision.layers.begin(), precision.layers.end(),
+                                  [](const auto& p) { return p.audio_o == DType::f8; });
+  audio_place = scaled ? Place{} : place;
   make_rope();
   const int64_t before = total_bytes;
-  make_pass(main, 0, frames);
+  make_pass(main, 0, scaled ? frames : own_frames);
   if (options_.audio_guidance != 1.0f) make_pass(null, 1, 1);
   make_conditioning_kv();
   conditioning_bytes = total_bytes - before - context_bytes;
   make_scratch();
   make_projections();
+  if (place.count > 1) make_barrier();
   limits = ops_limits();
   own_bytes_ = total_bytes;
   total_bytes += device.ops_bytes(limits);
@@ -70,15 +80,14 @@ Rows StreamMemory::rows(int64_t count, int64_t cols, DType dtype) {
           .scale = floats(count)};
 }
 
-KvSegment StreamMemory::kv_segment(int64_t tokens, DType dtype, float* v_scale) {
+KvSegment StreamMemory::kv_segment(int64_t tokens, int64_t heads, DType dtype, float* v_scale) {
   KvSegment segment{.dtype = dtype,
-                    .heads = config_.num_heads,
+                    .heads = heads,
                     .tokens = tokens,
                     .head_dim = config_.head_dim(),
                     .v_scale = v_scale};
   segment.k = allocate(segment.key_bytes());
   segment.v = allocate(segment.value_bytes(formats_.value_multiple));
-  segment.k_scale = floats(tokens * config_.num_heads);
   return segment;
 }
 
@@ -100,14 +109,17 @@ void StreamMemory::make_pass(Pass& pass, int first_step, int64_t audio_frames) {
   const ModelConfig& c = config_;
   const int64_t tokens = options_.slots.context() * sizes_.frame_tokens;
   pass.contexts.resize(kSteps * c.num_layers);
+  pass.value_scale.resize(kSteps * c.num_layers);
   pass.mixed_scale.resize(kSteps * c.num_layers);
   const int64_t before = total_bytes;
   for (int step = first_step; step < kSteps; ++step) {
     for (int64_t i = 0; i < c.num_layers; ++i) {
-      float* v_scale = floats(c.num_heads);
-      pass.contexts[step * c.num_layers + i] =
-          kv_segment(tokens, precision_.layers[i].attention, v_scale);
-      pass.mixed_scale[step * c.num_layers + i] = floats(c.num_heads);
+      const int64_t at = step * c.num_layers + i;
+      float* v_scale = pass.value_scale[at] = floats(c.num_heads);
+      if (!counting_) v_scale += place_.share(c.num_heads).begin;
+      pass.contexts[at] =
+          kv_segment(tokens, sizes_.own_heads, precision_.layers[i].attention, v_scale);
+      pass.mixed_scale[at] = floats(c.num_heads);
     }
   }
   context_bytes += total_bytes - before;
@@ -121,7 +133,7 @@ void StreamMemory::make_pass(Pass& pass, int first_step, int64_t audio_frames) {
 
 void StreamMemory::make_conditioning_kv() {
   const auto segment = [&](int64_t tokens) {
-    return kv_segment(tokens, precision_.activations, floats(config_.num_heads));
+    return kv_segment(tokens, config_.num_heads, precision_.activations, floats(config_.num_heads));
   };
   for (int64_t i = 0; i < config_.num_layers; ++i) {
     conditioning.text_kv.push_back(segment(sizes_.text_tokens));
@@ -131,7 +143,7 @@ void StreamMemory::make_conditioning_kv() {
 
 void StreamMemory::make_scratch() {
   const ModelConfig& c = config_;
-  const int64_t m = sizes_.tokens;
+  const int64_t m = sizes_.own_tokens;
   // The widest format that a layer may ask for.
   const DType widest = precision_.activations;
   // Also lent to the projections of text and image, which may have more rows than a small picture.
@@ -142,16 +154,18 @@ void StreamMemory::make_scratch() {
   scratch.wide = rows(lent_rows, std::max({3 * c.dim, c.ffn_dim, 8 * c.out_dim}), widest);
   scratch.mixed = rows(m, c.dim, widest);
   scratch.patches = rows(m, 4 * c.in_dim, widest);
-  scratch.q = {.data = allocate(m * c.dim * size_bytes(widest)),
+  const int64_t heads = sizes_.own_heads;
+  scratch.q = {.data = allocate(sizes_.tokens * heads * c.head_dim() * size_bytes(widest)),
                .dtype = widest,
-               .heads = c.num_heads,
-               .tokens = m,
+               .heads = heads,
+               .tokens = sizes_.tokens,
                .head_dim = c.head_dim(),
-               .scale = floats(m * c.num_heads)};
-  scratch.current = kv_segment(m, widest, nullptr);
-  scratch.staging = kv_segment(options_.slots.context() * sizes_.frame_tokens, widest, nullptr);
+               .scale = floats(sizes_.tokens * heads)};
+  scratch.current = kv_segment(sizes_.tokens, heads, widest, nullptr);
+  scratch.staging =
+      kv_segment(options_.slots.context() * sizes_.frame_tokens, heads, widest, nullptr);
   const int64_t plane = options_.latent_height * options_.latent_width;
-  const int64_t latent = c.out_dim * sizes_.frames * plane;
+  const int64_t latent = latent_elements = c.out_dim * sizes_.own_frames * plane;
   scratch.z = floats(latent);
   scratch.noise = floats(2 * latent);
   scratch.v = floats(latent);
@@ -169,6 +183,13 @@ void StreamMemory::make_projections() {
   for (Rows* projected : {&conditioning.a, &conditioning.b}) projected->scale = floats(most_rows);
 }
 
+void StreamMemory::make_barrier() {
+  constexpr int64_t kCounts = 2;
+  auto* counts = static_cast<int64_t*>(allocate((kCounts + 1) * sizeof(int64_t)));
+  if (counting_) return;
+  barrier = {.counts = counts, .arrived = counts + kCounts, .peer_arrived = nullptr};
+}
+
 OpsLimits StreamMemory::ops_limits() const {
   const ModelConfig& c = config_;
   const int64_t keys = std::max(options_.slots.context() * sizes_.frame_tokens + sizes_.tokens,
@@ -176,7 +197,7 @@ OpsLimits StreamMemory::ops_limits() const {
   return {
       .max_cols = std::max({3 * c.dim, c.ffn_dim, c.text_dim, c.image_dim, c.audio_dim,
                             c.intermediate_dim, c.context_tokens * c.output_dim, 4 * c.in_dim}),
-      .max_operand = std::max({sizes_.tokens * std::max({c.dim, c.ffn_dim, 4 * c.in_dim}),
+      .max_operand = std::max({sizes_.own_tokens * std::max({c.dim, c.ffn_dim, 4 * c.in_dim}),
                                sizes_.conditioning, sizes_.frames * kAudioWindow * c.audio_dim}),
       .max_keys = std::max(keys, c.context_tokens),
       .head_dim = c.head_dim(),

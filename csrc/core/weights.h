@@ -41,7 +41,8 @@ struct StepConstants {
 struct Layer {
   Linear self_qkv, self_o;
   Norm self_q_norm, self_k_norm;
-  CompressFilter token_filter;  // key and value taps; the axis is the stream's choice
+  const float* key_scale = nullptr;  // [heads], of the keys of self-attention in fp8 (core/ops.h)
+  CompressFilter token_filter;       // key and value taps; the axis is the stream's choice
   Norm cross_norm;
   Linear cross_q, cross_o, text_k, text_v, image_k, image_v;
   Norm cross_q_norm, text_k_norm, image_k_norm;

@@ -112,14 +112,10 @@ Keys head_keys(const KvSegment& segment, int64_t head, int64_t tokens, float*& s
   float* k = scratch;
   float* v = scratch + size;
   scratch += 2 * size;
-  const float v_scale = segment.dtype == DType::f8 ? segment.v_scale[head] : 1.0f;
-  for (int64_t t = 0; t < tokens; ++t) {
-    const int64_t at = t * segment.head_dim;
-    const float k_scale =
-        segment.dtype == DType::f8 ? segment.k_scale[head * segment.tokens + t] : 1.0f;
-    read_f32(segment.k, segment.dtype, offset + at, segment.head_dim, k_scale, k + at);
-  }
-  read_f32(segment.v, segment.dtype, offset, tokens * segment.head_dim, v_scale, v);
+  const bool f8 = segment.dtype == DType::f8;
+  const int64_t count = tokens * segment.head_dim;
+  read_f32(segment.k, segment.dtype, offset, count, f8 ? segment.k_scale[head] : 1.0f, k);
+  read_f32(segment.v, segment.dtype, offset, count, f8 ? segment.v_scale[head] : 1.0f, v);
   keys.k = k;
   keys.v = v;
   return keys;
@@ -160,8 +156,9 @@ int64_t attention_floats(const OpsLimits& limits) {
 }
 
 void CpuOps::self_attention(const Heads& q, const KvSegment& context, const KvSegment& current,
-                            const float* out_scale, const Rows& out) {
-  const float scale = out.dtype == DType::f8 ? largest(out_scale, q.heads) : 1.0f;
+                            const float* out_scale, const Rows& out, const Rows& rest) {
+  const int64_t all_heads = out.row_stride() / q.head_dim;
+  const float scale = out.dtype == DType::f8 ? largest(out_scale, all_heads) : 1.0f;
   // fp32 keys lie ready, so (head, query tile) pairs are shared out; other formats are decoded by
   // whichever thread has the head, so heads are.
   const bool ready = current.dtype == DType::f32;
@@ -190,15 +187,17 @@ void CpuOps::self_attention(const Heads& q, const KvSegment& context, const KvSe
           if (q.dtype == DType::f32 && r == 0) tile_q = row;
         }
         const int64_t column = head * hd;
-        if (out.dtype == DType::f32) {
+        if (out.dtype == DType::f32 && row0 + rows <= out.rows) {
           float* target = static_cast<float*>(out.data) + row0 * out.row_stride() + column;
           attend(tile_q, hd, rows, key_sets, hd, current.dtype == DType::f8, false, target,
                  out.row_stride(), tile);
           continue;
         }
         attend(tile_q, hd, rows, key_sets, hd, current.dtype == DType::f8, false, result, hd, tile);
-        for (int64_t r = 0; r < rows; ++r) {
-          write_head(out, row0 + r, head, hd, result + r * hd, scale);
+        for (int64_t r = row0; r < row0 + rows; ++r) {
+          const bool here = r < out.rows;
+          write_head(here ? out : rest, here ? r : r - out.rows, head, hd, result + (r - row0) * hd,
+                     scale);
         }
       }
     }

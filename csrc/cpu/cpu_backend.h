@@ -36,6 +36,7 @@ class CpuDevice final : public Device {
   void upload(void* target, const void* host, int64_t bytes) override;
   void download(void* host, const void* source, int64_t bytes) override;
   bool is_device_memory(const void*) const override { return false; }
+  void connect(Device& other) override;
   std::unique_ptr<Ops> open_ops(const OpsLimits& limits) override;
   int64_t ops_bytes(const OpsLimits& limits) const override;
 

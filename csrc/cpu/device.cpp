@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -49,9 +50,29 @@ void CpuDevice::download(void* host, const void* source, int64_t bytes) {
   std::memcpy(host, source, bytes);
 }
 
+void CpuDevice::connect(Device& other) {
+  LIVEACT_DEVICE_CHECK(dynamic_cast<CpuDevice*>(&other) != nullptr,
+                       "cpu: expected another cpu beside it, found ", other.name());
+}
+
 std::unique_ptr<Ops> CpuDevice::open_ops(const OpsLimits& limits) {
   return std::make_unique<CpuOps>(*this, limits);
 }
+
+// An op is done when it returns, so there is nobody to wait for. But it is checked that a GPU would
+// not have to wait for ever.
+void CpuOps::signal(const Barrier& barrier) {
+  *barrier.peer_arrived = std::max(*barrier.peer_arrived, ++barrier.counts[0]);
+}
+
+void CpuOps::wait(const Barrier& barrier) {
+  const int64_t expected = ++barrier.counts[1];
+  LIVEACT_DEVICE_CHECK(*barrier.arrived >= expected, "cpu: expected ", expected,
+                       " signals of the other device before this wait, found ", *barrier.arrived);
+}
+
+bool CpuOps::idle() { return true; }
+std::recursive_mutex* CpuOps::turn() { return nullptr; }
 
 // Nothing is chosen, and nothing is gained by recording.
 bool CpuOps::begin_plan() { return false; }

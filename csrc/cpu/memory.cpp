@@ -9,10 +9,11 @@ namespace liveact::cpu {
 
 namespace {
 
-// Writes hd values of one head and token in the segment's format, fp8 with a scale of its own.
-void store_head(const float* values, DType dtype, void* data, float* scales, int64_t token_index,
-                int64_t head_dim) {
-  const int64_t offset = token_index * head_dim;
+// Writes hd values of one head and token as row `index` of [.., hd] data, fp8 with the scale of the
+// head.
+void store_head(const float* values, DType dtype, const float* scales, int64_t head, void* data,
+                int64_t index, int64_t head_dim) {
+  const int64_t offset = index * head_dim;
   switch (dtype) {
     case DType::f32:
       std::memcpy(static_cast<float*>(data) + offset, values, sizeof(float) * head_dim);
@@ -21,18 +22,26 @@ void store_head(const float* values, DType dtype, void* data, float* scales, int
       encode_bf16(values, head_dim, static_cast<uint16_t*>(data) + offset);
       return;
     case DType::f8:
-      scales[token_index] = quantize_f8(values, head_dim, static_cast<uint8_t*>(data) + offset);
+      encode_f8(values, head_dim, 1.0f / scales[head], static_cast<uint8_t*>(data) + offset);
       return;
   }
 }
 
-// The same for a value: fp8 with the fixed scale of its head.
-void store_value(const float* values, const KvSegment& segment, int64_t head, int64_t token_index) {
-  if (segment.dtype == DType::f8) {
-    encode_f8(values, segment.head_dim, 1.0f / segment.v_scale[head],
-              static_cast<uint8_t*>(segment.v) + token_index * segment.head_dim);
+void store_key(const float* values, const KvSegment& segment, int64_t head, int64_t index) {
+  store_head(values, segment.dtype, segment.k_scale, head, segment.k, index, segment.head_dim);
+}
+
+void store_value(const float* values, const KvSegment& segment, int64_t head, int64_t index) {
+  store_head(values, segment.dtype, segment.v_scale, head, segment.v, index, segment.head_dim);
+}
+
+// fp8 with a scale of its own.
+void store_query(const float* values, const Heads& q, int64_t index) {
+  if (q.dtype == DType::f8) {
+    auto* codes = static_cast<uint8_t*>(q.data) + index * q.head_dim;
+    q.scale[index] = quantize_f8(values, q.head_dim, codes);
   } else {
-    store_head(values, segment.dtype, segment.v, nullptr, token_index, segment.head_dim);
+    store_head(values, q.dtype, nullptr, 0, q.data, index, q.head_dim);
   }
 }
 
@@ -52,11 +61,18 @@ void CpuOps::value_scale(const Rows& values, int64_t heads, float* scale) {
 }
 
 void CpuOps::split_qkv(const Rows& qkv, const float* q_gain, const float* k_gain, float eps,
-                       const Rope& rope, int64_t first_position, const Heads& q,
-                       const KvSegment& current) {
+                       const Rope& rope, int64_t first_position, int64_t first_token,
+                       const Heads& q, const KvSegment& current) {
   const int64_t width = qkv.cols / 3;
   const int64_t hd = q.head_dim;
   const int64_t frame_tokens = rope.tokens_per_frame();
+  const int64_t lower = q.lower_heads();
+  Heads upper_q = q;
+  upper_q.data = q.upper;
+  upper_q.scale = q.upper_scale;
+  KvSegment upper = current;
+  upper.k = current.upper_k;
+  upper.v = current.upper_v;
   threads_.each(qkv.rows, [&](int64_t t, int lane) {
     float* scratch = row_scratch(lane);
     float* normed = scratch + qkv.cols;
@@ -74,16 +90,17 @@ void CpuOps::split_qkv(const Rows& qkv, const float* q_gain, const float* k_gain
       for (int64_t i = 0; i < width; ++i) normed[i] = x[i] * inverse * gain[i];
       for (int64_t head = 0; head < q.heads; ++head) {
         rotate(rope, position, t % frame_tokens, 1.0f, normed + head * hd, rotated);
-        const int64_t index = head * qkv.rows + t;
+        const int64_t index = head % lower * q.tokens + first_token + t;
         if (part == 0) {
-          store_head(rotated, q.dtype, q.data, q.scale, index, hd);
+          store_query(rotated, head < lower ? q : upper_q, index);
         } else {
-          store_head(rotated, current.dtype, current.k, current.k_scale, index, hd);
+          store_key(rotated, head < lower ? current : upper, head, index);
         }
       }
     }
     for (int64_t head = 0; head < q.heads; ++head) {
-      store_value(row + 2 * width + head * hd, current, head, head * qkv.rows + t);
+      store_value(row + 2 * width + head * hd, head < lower ? current : upper, head,
+                  head % lower * current.tokens + first_token + t);
     }
   });
 }
@@ -96,7 +113,7 @@ void CpuOps::store_kv(const Rows& k, const Rows& v, const KvSegment& segment) {
     const float* value = read_row(v, t, scratch + k.cols);
     for (int64_t head = 0; head < segment.heads; ++head) {
       const int64_t index = head * segment.tokens + t;
-      store_head(key + head * hd, segment.dtype, segment.k, segment.k_scale, index, hd);
+      store_key(key + head * hd, segment, head, index);
       store_value(value + head * hd, segment, head, index);
     }
   });
@@ -146,14 +163,14 @@ void build_token(const MemoryUpdate& m, const SlotUpdate& update, int64_t head, 
     const KvSegment& source = in_current ? m.current : m.context;
     const int64_t index =
         head * source.tokens + (in_current ? slot - m.first_slot : slot) * frame_tokens + token;
-    rotate(m.rope, slot, token, -1.0f, load_key(source, index, decoded), unrotated);
+    rotate(m.rope, slot, token, -1.0f, load_key(source, head, index, decoded), unrotated);
     accumulate(unrotated, taps_of_head(m.filter.key_taps), j, mean, hd, key);
     accumulate(load_value(source, head, index, decoded), taps_of_head(m.filter.value_taps), j, mean,
                hd, value);
   }
   const int64_t target = head * m.staging.tokens + update.target * frame_tokens + t;
   rotate(m.rope, update.target, t, 1.0f, key, unrotated);
-  store_head(unrotated, m.staging.dtype, m.staging.k, m.staging.k_scale, target, hd);
+  store_key(unrotated, m.staging, head, target);
   store_value(value, m.staging, head, target);
 }
 
@@ -168,9 +185,6 @@ void copy_slot(const MemoryUpdate& m, int slot, int64_t head) {
   };
   copy(m.staging.k, m.context.k);
   copy(m.staging.v, m.context.v);
-  if (m.context.dtype == DType::f8) {
-    std::memcpy(m.context.k_scale + index, m.staging.k_scale + index, sizeof(float) * frame_tokens);
-  }
 }
 
 }  // namespace

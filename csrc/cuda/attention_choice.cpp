@@ -1,5 +1,6 @@
 #include "cuda/attention_choice.h"
 
+#include <cmath>
 #include <limits>
 #include <tuple>
 
@@ -61,13 +62,15 @@ const std::string& AttentionKernels::fastest(const Noted& noted, CUstream stream
     said = names[0] + ", the only one packaged";
     return names[0];
   }
-  // The context of a stream stays zero: its columns beyond the tokens have to.
+  // The context of a stream stays zero: its columns beyond the tokens have to. K's scale is that of
+  // the weights, by which a key as large as its gain has a code of 448 / sqrt(D).
   const Heads& q = noted.call.q;
   const KvSegment& keys = noted.call.current;
   const int64_t count = keys.heads * keys.tokens;
   fill_randomly(driver_, q.dtype, q.data, q.heads * q.tokens * q.head_dim, q.scale,
                 q.heads * q.tokens, stream);
-  fill_randomly(driver_, keys.dtype, keys.k, count * keys.head_dim, keys.k_scale, count, stream);
+  fill_randomly(driver_, keys.dtype, keys.k, count * keys.head_dim, nullptr, 0, stream,
+                kF8Max / std::sqrt(static_cast<float>(noted.call.width)));
   fill_randomly(driver_, keys.dtype, keys.v, count * keys.head_dim, nullptr, 0, stream);
   const Stopwatch watch(driver_, stream);
   size_t best = 0;

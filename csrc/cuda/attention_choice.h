@@ -18,6 +18,7 @@ struct AttentionCall {
   Heads q;
   KvSegment context, current;
   DType out;
+  int64_t width;  // D, of all heads
 };
 
 // {tokens, heads, context tokens, current tokens, format of the result} of a call.

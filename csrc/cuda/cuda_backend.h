@@ -24,6 +24,10 @@ namespace liveact::cuda {
 // up to this.
 constexpr int64_t kValueStride = 128;
 
+// See `turn` in core/op_list.h. One for all GPUs of the process: the driver frees memory only when
+// the device and its peers are idle, and holds up launches on others until then.
+std::recursive_mutex& submission();
+
 // One GPU: its primary context (shared with torch), its kernels, its memory.
 class CudaDevice final : public Device {
  public:
@@ -48,6 +52,7 @@ class CudaDevice final : public Device {
   void upload(void* target, const void* source, int64_t bytes) override;
   void download(void* host, const void* source, int64_t bytes) override;
   bool is_device_memory(const void* pointer) const override;
+  void connect(Device& other) override;
   std::unique_ptr<Ops> open_ops(const OpsLimits& limits) override;
   int64_t ops_bytes(const OpsLimits& limits) const override;
   std::map<std::string, std::string> choices() override;

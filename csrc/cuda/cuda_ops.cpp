@@ -91,14 +91,35 @@ void CudaOps::value_scale(const Rows& values, int64_t heads, float* scale) {
 }
 
 void CudaOps::split_qkv(const Rows& qkv, const float* q_gain, const float* k_gain, float eps,
-                        const Rope& rope, int64_t first_position, const Heads& q,
-                        const KvSegment& current) {
+                        const Rope& rope, int64_t first_position, int64_t first_token,
+                        const Heads& q, const KvSegment& current) {
   launch("split_qkv.qk." + std::to_string(qkv.cols / 3) + "." + variant(q.dtype),
-         {qkv.data, q_gain, k_gain, q.data, q.scale, current.k, current.k_scale, rope.frame,
-          rope.row, rope.col, qkv.rows, rope.tokens_per_frame(),
-          static_cast<int64_t>(rope.grid_cols), first_position, eps});
+         {qkv.data,
+          q_gain,
+          k_gain,
+          q.data,
+          q.scale,
+          q.upper,
+          q.upper_scale,
+          current.k,
+          current.k_scale,
+          current.upper_k,
+          rope.frame,
+          rope.row,
+          rope.col,
+          qkv.rows,
+          q.tokens,
+          first_token,
+          q.lower_heads(),
+          rope.tokens_per_frame(),
+          static_cast<int64_t>(rope.grid_cols),
+          first_position,
+          eps});
+  const int64_t stride = v_stride(current);
+  const int64_t end = first_token + qkv.rows;
   launch("split_qkv.v." + variant(current.dtype),
-         {qkv.data, current.v, current.v_scale, qkv.rows, q.heads, v_stride(current)});
+         {qkv.data, current.v, current.upper_v, current.v_scale, qkv.rows, first_token,
+          end == current.tokens ? stride : end, q.heads, current.lower_heads(), stride});
 }
 
 void CudaOps::store_kv(const Rows& k, const Rows& v, const KvSegment& segment) {
@@ -106,14 +127,16 @@ void CudaOps::store_kv(const Rows& k, const Rows& v, const KvSegment& segment) {
 }
 
 void CudaOps::self_attention(const Heads& q, const KvSegment& context, const KvSegment& current,
-                             const float* out_scale, const Rows& out) {
+                             const float* out_scale, const Rows& out, const Rows& rest) {
   check_heads(q.heads);
+  // clang-format off
   const Argument arguments[] = {
-      q.data,         q.scale,           context.k,        context.k_scale, context.v,
-      current.k,      current.k_scale,   current.v,        current.v_scale, out.data,
-      out.scale,      out_scale,         q.tokens,         q.heads,         context.tokens,
-      current.tokens, v_stride(context), v_stride(current)};
-  const AttentionCall call{q, context, current, out.dtype};
+      q.data, q.scale, context.k, context.v, current.k, current.v, current.k_scale,
+      current.v_scale, out.data, out.scale, rest.data, rest.scale, out_scale, q.tokens, out.rows,
+      q.heads, out.row_stride() / q.head_dim, context.tokens, current.tokens, v_stride(context),
+      v_stride(current)};
+  // clang-format on
+  const AttentionCall call{q, context, current, out.dtype, out.row_stride()};
   if (planning_) {
     attention_.note(call, arguments);
     return;
@@ -153,15 +176,15 @@ void CudaOps::build_slot(const SlotUpdate& update, const CompressFilter& filter,
   const int64_t grid_cols = rope.grid_cols;
   // clang-format off
   launch("update_memory.key." + variant_name,
-         {context.k, context.k_scale, current.k, current.k_scale, target.k, target.k_scale,
-          taps(filter.key_taps), rope.frame, rope.row, rope.col, context.heads, frame_tokens,
-          grid_cols, context.tokens, current.tokens, first_slot, s[0], s[1], s[2], s[3], s[4],
-          update.target, token_stride, tap_stride});
+         {context.k, current.k, target.k,
+          taps(filter.key_taps), rope.frame, rope.row, rope.col, filter.channels, context.heads,
+          frame_tokens, grid_cols, context.tokens, current.tokens, first_slot, s[0], s[1], s[2],
+          s[3], s[4], update.target, token_stride, tap_stride});
   // clang-format on
   launch("update_memory.value." + variant_name,
-         {context.v, current.v, target.v, taps(filter.value_taps), context.heads, frame_tokens,
-          v_stride(context), v_stride(current), first_slot, s[0], s[1], s[2], s[3], s[4],
-          update.target, token_stride, tap_stride});
+         {context.v, current.v, target.v, taps(filter.value_taps), filter.channels, context.heads,
+          frame_tokens, v_stride(context), v_stride(current), first_slot, s[0], s[1], s[2], s[3],
+          s[4], update.target, token_stride, tap_stride});
 }
 
 // In place: targets that read the context go through staging, then come those that read the current
@@ -181,10 +204,9 @@ void CudaOps::update_memory(std::span<const SlotUpdate> table, const CompressFil
   }
   for (const SlotUpdate& update : table) {
     if (!reads_context(update)) continue;
-    launch(
-        "update_memory.copy." + variant(context.dtype),
-        {staging.k, staging.k_scale, staging.v, context.k, context.k_scale, context.v,
-         context.heads, rope.tokens_per_frame(), context.tokens, v_stride(context), update.target});
+    launch("update_memory.copy." + variant(context.dtype),
+           {staging.k, staging.v, context.k, context.v, context.heads, rope.tokens_per_frame(),
+            context.tokens, v_stride(context), update.target});
   }
 }
 

@@ -10,9 +10,9 @@ namespace liveact::cuda {
 
 namespace {
 
-// Clamped by the driver to what the device has. The decode of the block before, on torch's stream
-// of priority 0 on the same device, fills what the denoise leaves free.
-constexpr int kHighestPriority = -100;
+// Less goes first. The decode of the block before, on torch's stream of priority 0 on the same
+// device, fills what the denoise leaves free; one of priority -2 goes before it (vae/queue.py).
+constexpr int kPriority = -1;
 
 constexpr int64_t kWorkspaceBytes = 64 << 20;  // what cuBLASLt wants on Hopper (32 MiB), doubled
 
@@ -43,7 +43,7 @@ CudaOps::CudaOps(CudaDevice& device, const OpsLimits& limits)
   device_.upload(mean_taps_.data(), mean.data(), tap_bytes(limits));
   const ContextScope scope(driver_, device_.context());
   try {
-    LIVEACT_DRIVER(driver_, stream_create(&stream_, kStreamNonBlocking, kHighestPriority));
+    LIVEACT_DRIVER(driver_, stream_create(&stream_, kStreamNonBlocking, kPriority));
     for (CUevent& event : marks_) LIVEACT_DRIVER(driver_, event_create(&event, 0));
   } catch (...) {
     close();
@@ -52,7 +52,7 @@ CudaOps::CudaOps(CudaDevice& device, const OpsLimits& limits)
 }
 
 CudaOps::~CudaOps() {
-  const ContextScope scope(driver_, device_.context());
+  const ContextScope scope(driver_, device_.context(), std::nothrow);
   close();
 }
 
@@ -60,7 +60,9 @@ void CudaOps::close() {
   if (stream_ == nullptr) return;
   abandon_recording();
   driver_.stream_synchronize(stream_);
-  for (const auto& [key, graph] : graphs_) driver_.graph_exec_destroy(graph);
+  for (const auto& [key, graph] : graphs_) {
+    if (graph != nullptr) driver_.graph_exec_destroy(graph);
+  }
   for (CUevent event : marks_) {
     if (event != nullptr) driver_.event_destroy(event);
   }
@@ -75,6 +77,24 @@ void CudaOps::launch(const std::string& name, std::initializer_list<Argument> ar
   const ContextScope scope(driver_, device_.context());
   device_.kernels().launch(name, stream_, arguments);
 }
+
+void CudaOps::signal(const Barrier& barrier) {
+  launch("barrier.signal", {barrier.counts, barrier.peer_arrived});
+}
+
+void CudaOps::wait(const Barrier& barrier) {
+  launch("barrier.wait", {barrier.counts, barrier.arrived});
+}
+
+bool CudaOps::idle() {
+  if (planning_) return true;
+  const ContextScope scope(driver_, device_.context());
+  const CUresult result = driver_.stream_query(stream_);
+  if (result != kNotReady) driver_.check(result, "cuStreamQuery");
+  return result != kNotReady;
+}
+
+std::recursive_mutex* CudaOps::turn() { return &submission(); }
 
 bool CudaOps::begin_plan() { return planning_ = true; }
 
@@ -161,7 +181,7 @@ bool CudaOps::replay(int key) {
 }
 
 // The first time a key comes its ops run as they are: cuBLASLt loads its kernels then, which it may
-// not do while a stream is captured. The second time they are captured and launched as a graph.
+// not do while a stream is captured. The second time they are captured, and run when replayed.
 void CudaOps::begin_record(int key) {
   if (planning_) return;
   if (graphs_.emplace(key, nullptr).second) return;
@@ -183,7 +203,6 @@ void CudaOps::end_record() {
   driver_.graph_destroy(graph);
   driver_.check(result, "cuGraphInstantiate");
   graphs_[key] = executable;
-  LIVEACT_DRIVER(driver_, graph_launch(executable, stream_));
 }
 
 // An op failed while it was recorded. An open capture would fail every wait for the device.

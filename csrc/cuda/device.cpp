@@ -27,6 +27,27 @@ std::shared_ptr<cublasLtContext> shared_handle(const CublasLt& lt, const std::st
   return handle;
 }
 
+std::string device_name(const Driver& driver, CUdevice device) {
+  std::array<char, 256> name = {};
+  LIVEACT_DRIVER(driver, device_name(name.data(), static_cast<int>(name.size()) - 1, device));
+  return name.data();
+}
+
+// Why the first one cannot share an evaluation with the second one; empty where it can. Stores and
+// atomics reach the other one's memory over NVLink; over PCIe they would take longer than they
+// save.
+std::string peer_obstacle(const Driver& driver, CUdevice first, CUdevice second) {
+  if (first == second) return "two GPUs, found one twice";
+  const std::string names[] = {device_name(driver, first), device_name(driver, second)};
+  if (names[0] != names[1]) return "two GPUs alike, found " + names[0] + " and " + names[1];
+  int able = 0;
+  int atomics = 0;
+  LIVEACT_DRIVER(driver, device_can_access_peer(&able, first, second));
+  if (able == 0) return "access to the memory of one another, found none";
+  LIVEACT_DRIVER(driver, device_peer_attribute(&atomics, kPeerNativeAtomics, first, second));
+  return atomics == 0 ? "NVLink between them, found a link without native atomics" : "";
+}
+
 }  // namespace
 
 CudaDevice::CudaDevice(int index, std::vector<KernelImage> images, const CudaLibraries& libraries)
@@ -51,9 +72,15 @@ CudaDevice::CudaDevice(int index, std::vector<KernelImage> images, const CudaLib
 
 CudaDevice::~CudaDevice() { close(); }
 
+std::recursive_mutex& submission() {
+  static std::recursive_mutex mutex;
+  return mutex;
+}
+
 void CudaDevice::close() {
   {
-    const ContextScope scope(driver_, context_);
+    const std::lock_guard turn(submission());  // modules are memory, too
+    const ContextScope scope(driver_, context_, std::nothrow);
     cublaslt_handle_.reset();
     kernels_.reset();
     if (upload_stream_ != nullptr) driver_.stream_destroy(upload_stream_);
@@ -66,26 +93,37 @@ void* CudaDevice::allocate(int64_t bytes) {
   const auto size = static_cast<size_t>(std::max<int64_t>(bytes, 1));
   CUdeviceptr pointer = 0;
   const CUresult result = driver_.memory_allocate(&pointer, size);
-  if (result != kSuccess) {
+  if (result == kOutOfMemory) {
     size_t free_bytes = 0;
     size_t total_bytes = 0;
     driver_.memory_info(&free_bytes, &total_bytes);
     detail::fail<DeviceError>(name_, ": expected ", bytes, " bytes of memory, found ", free_bytes,
                               " of ", total_bytes, " free");
   }
-  driver_.check(driver_.memory_set(pointer, 0, size, upload_stream_), "cuMemsetD8Async");
-  driver_.check(driver_.stream_synchronize(upload_stream_), "cuStreamSynchronize");
+  driver_.check(result, "cuMemAlloc");
   void* address = reinterpret_cast<void*>(pointer);
-  const std::lock_guard lock(mutex_);
-  sizes_[address] = bytes;
-  allocated_bytes_ += bytes;
-  ++allocation_count_;
+  {
+    const std::lock_guard lock(mutex_);
+    sizes_[address] = bytes;
+    allocated_bytes_ += bytes;
+    ++allocation_count_;
+  }
+  try {
+    driver_.check(driver_.memory_set(pointer, 0, size, upload_stream_), "cuMemsetD8Async");
+    driver_.check(driver_.stream_synchronize(upload_stream_), "cuStreamSynchronize");
+  } catch (...) {
+    release(address);
+    throw;
+  }
   return address;
 }
 
 void CudaDevice::release(void* pointer) {
-  const ContextScope scope(driver_, context_);
-  driver_.memory_free(reinterpret_cast<CUdeviceptr>(pointer));
+  const ContextScope scope(driver_, context_, std::nothrow);
+  {
+    const std::lock_guard turn(submission());
+    driver_.memory_free(reinterpret_cast<CUdeviceptr>(pointer));
+  }
   const std::lock_guard lock(mutex_);
   const auto found = sizes_.find(pointer);
   if (found == sizes_.end()) return;
@@ -128,6 +166,18 @@ bool CudaDevice::is_device_memory(const void* pointer) const {
          type == kMemoryTypeDevice;
 }
 
+// Memory that is allocated later is mapped as well.
+void CudaDevice::connect(Device& other) {
+  auto* peer = dynamic_cast<CudaDevice*>(&other);
+  LIVEACT_DEVICE_CHECK(peer != nullptr, name_, ": expected another GPU beside it, found ",
+                       other.name());
+  const std::string obstacle = peer_obstacle(driver_, device_, peer->device_);
+  LIVEACT_DEVICE_CHECK(obstacle.empty(), name_, " and ", peer->name_, ": expected ", obstacle);
+  const ContextScope scope(driver_, context_);
+  const CUresult result = driver_.context_enable_peer(peer->context_, 0);
+  if (result != kPeerAlreadyEnabled) driver_.check(result, "cuCtxEnablePeerAccess");
+}
+
 std::unique_ptr<Ops> CudaDevice::open_ops(const OpsLimits& limits) {
   return std::make_unique<CudaOps>(*this, limits);
 }
@@ -162,6 +212,22 @@ std::shared_ptr<Device> open_cuda(int index, std::vector<KernelImage> images,
   return std::make_shared<cuda::CudaDevice>(index, std::move(images), libraries);
 }
 
+int cuda_device_count(const CudaLibraries& libraries) {
+  const cuda::Driver driver(libraries.driver);
+  int count = 0;
+  LIVEACT_DRIVER(driver, device_count(&count));
+  return count;
+}
+
+std::string cuda_peer_obstacle(int first, int second, const CudaLibraries& libraries) {
+  const cuda::Driver driver(libraries.driver);
+  cuda::CUdevice devices[2] = {};
+  LIVEACT_DRIVER(driver, device_get(&devices[0], first));
+  LIVEACT_DRIVER(driver, device_get(&devices[1], second));
+  const std::string obstacle = cuda::peer_obstacle(driver, devices[0], devices[1]);
+  return obstacle.empty() ? cuda::peer_obstacle(driver, devices[1], devices[0]) : obstacle;
+}
+
 std::string cuda_architecture(int index, const CudaLibraries& libraries) {
   const cuda::Driver driver(libraries.driver);
   cuda::CUdevice device = 0;
@@ -178,13 +244,11 @@ CudaVersions cuda_versions(int index, const CudaLibraries& libraries) {
   const cuda::Driver driver(libraries.driver);
   const cuda::CublasLt cublaslt(libraries.cublaslt);
   cuda::CUdevice device = 0;
-  std::array<char, 256> name = {};
   int version = 0;
   LIVEACT_DRIVER(driver, device_get(&device, index));
-  LIVEACT_DRIVER(driver, device_name(name.data(), static_cast<int>(name.size()) - 1, device));
   LIVEACT_DRIVER(driver, driver_version(&version));
   const auto lt = static_cast<int>(cublaslt.version());
-  return {.device = name.data(),
+  return {.device = cuda::device_name(driver, device),
           .driver = dotted(version / 1000, version % 1000 / 10),
           .cublaslt = dotted(lt / 10000, lt / 100 % 100) + "." + std::to_string(lt % 100)};
 }

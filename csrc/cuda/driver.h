@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <string>
 
 namespace liveact::cuda {
@@ -24,11 +25,15 @@ using CUgraph = struct CUgraph_st*;
 using CUgraphExec = struct CUgraphExec_st*;
 
 constexpr CUresult kSuccess = 0;
+constexpr CUresult kOutOfMemory = 2;
 constexpr int kComputeCapabilityMajor = 75;
 constexpr int kComputeCapabilityMinor = 76;
 constexpr int kFunctionMaxDynamicShared = 8;
 constexpr int kPointerMemoryType = 2;
 constexpr unsigned kMemoryTypeDevice = 2;
+constexpr int kPeerNativeAtomics = 3;
+constexpr CUresult kNotReady = 600;
+constexpr CUresult kPeerAlreadyEnabled = 704;
 constexpr unsigned kStreamNonBlocking = 1;
 constexpr int kCaptureRelaxed = 2;
 
@@ -40,6 +45,9 @@ constexpr int kCaptureRelaxed = 2;
   X(device_get, "cuDeviceGet", (CUdevice*, int))                                                   \
   X(device_name, "cuDeviceGetName", (char*, int, CUdevice))                                        \
   X(device_attribute, "cuDeviceGetAttribute", (int*, int, CUdevice))                               \
+  X(device_can_access_peer, "cuDeviceCanAccessPeer", (int*, CUdevice, CUdevice))                   \
+  X(device_peer_attribute, "cuDeviceGetP2PAttribute", (int*, int, CUdevice, CUdevice))             \
+  X(context_enable_peer, "cuCtxEnablePeerAccess", (CUcontext, unsigned))                           \
   X(context_retain, "cuDevicePrimaryCtxRetain", (CUcontext*, CUdevice))                            \
   X(context_release, "cuDevicePrimaryCtxRelease_v2", (CUdevice))                                   \
   X(context_push, "cuCtxPushCurrent_v2", (CUcontext))                                              \
@@ -56,6 +64,7 @@ constexpr int kCaptureRelaxed = 2;
   X(stream_create, "cuStreamCreateWithPriority", (CUstream*, unsigned, int))                       \
   X(stream_destroy, "cuStreamDestroy_v2", (CUstream))                                              \
   X(stream_synchronize, "cuStreamSynchronize", (CUstream))                                         \
+  X(stream_query, "cuStreamQuery", (CUstream))                                                     \
   X(event_create, "cuEventCreate", (CUevent*, unsigned))                                           \
   X(event_destroy, "cuEventDestroy_v2", (CUevent))                                                 \
   X(event_record, "cuEventRecord", (CUevent, CUstream))                                            \
@@ -111,18 +120,23 @@ class Driver {
 // Makes a context current for a scope; contexts of the caller (torch, another device) come back.
 class ContextScope {
  public:
-  ContextScope(const Driver& driver, CUcontext context) : driver_(driver) {
+  ContextScope(const Driver& driver, CUcontext context) : driver_(driver), pushed_(true) {
     driver_.check(driver_.context_push(context), "cuCtxPushCurrent");
   }
+  // For destructors. NOTE: to push fails too on a device that was lost, or while the process exits;
+  // what is called without a context then fails, and nothing is left to be freed.
+  ContextScope(const Driver& driver, CUcontext context, std::nothrow_t)
+      : driver_(driver), pushed_(driver.context_push(context) == kSuccess) {}
   ~ContextScope() {
     CUcontext popped = nullptr;
-    driver_.context_pop(&popped);
+    if (pushed_) driver_.context_pop(&popped);
   }
   ContextScope(const ContextScope&) = delete;
   ContextScope& operator=(const ContextScope&) = delete;
 
  private:
   const Driver& driver_;
+  const bool pushed_;
 };
 
 }  // namespace liveact::cuda

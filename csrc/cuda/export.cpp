@@ -45,8 +45,7 @@ void CudaOps::export_kv(const KvSegment& segment, const Rope& rope, int64_t firs
   std::vector<char> values =
       transposed_values(read(segment.v, segment.value_bytes(kValueStride)), segment);
   const bool f8 = segment.dtype == DType::f8;
-  std::vector<char> k_scale =
-      read(f8 ? segment.k_scale : nullptr, 4 * segment.heads * segment.tokens);
+  std::vector<char> k_scale = read(f8 ? segment.k_scale : nullptr, 4 * segment.heads);
   std::vector<char> v_scale = read(f8 ? segment.v_scale : nullptr, 4 * segment.heads);
 
   KvSegment host = segment;

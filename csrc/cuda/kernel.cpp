@@ -53,9 +53,11 @@ KernelTable::KernelTable(const Driver& driver, std::vector<KernelImage> images) 
     LIVEACT_DEVICE_CHECK(image.parameters.size() + image.hidden_pointers <= kMaxArguments,
                          image.name, ": expected at most ", kMaxArguments, " parameters, found ",
                          image.parameters.size() + image.hidden_pointers);
-    driver.check(driver.module_load(&loaded.module, image.cubin.data()),
+    CUmodule module = nullptr;
+    driver.check(driver.module_load(&module, image.cubin.data()),
                  ("cuModuleLoadData of " + image.name).c_str());
-    driver.check(driver.module_function(&loaded.function, loaded.module, image.symbol.c_str()),
+    loaded.module = {module, {driver.module_unload}};
+    driver.check(driver.module_function(&loaded.function, module, image.symbol.c_str()),
                  ("cuModuleGetFunction of " + image.name).c_str());
     if (image.shared_bytes > kDefaultSharedBytes) {
       driver.check(driver.function_set_attribute(loaded.function, kFunctionMaxDynamicShared,
@@ -68,10 +70,6 @@ KernelTable::KernelTable(const Driver& driver, std::vector<KernelImage> images) 
     const bool inserted = kernels_.emplace(name, std::move(loaded)).second;
     LIVEACT_DEVICE_CHECK(inserted, "kernels: expected each name once, found ", name, " twice");
   }
-}
-
-KernelTable::~KernelTable() {
-  for (const auto& [name, loaded] : kernels_) driver_.module_unload(loaded.module);
 }
 
 const KernelImage& KernelTable::image(const std::string& name) const {

@@ -31,12 +31,16 @@ struct Argument {
   Argument(float value) : type(KernelParameter::Type::f32), f32(value) {}  // NOLINT
 };
 
+struct UnloadModule {
+  CUresult (*unload)(CUmodule) = nullptr;
+  void operator()(CUmodule module) const { unload(module); }
+};
+
 // The kernels of one device, loaded once.
 class KernelTable {
  public:
   // The context of the device must be current, here and in every call.
   KernelTable(const Driver& driver, std::vector<KernelImage> images);
-  ~KernelTable();
   KernelTable(const KernelTable&) = delete;
   KernelTable& operator=(const KernelTable&) = delete;
 
@@ -62,7 +66,7 @@ class KernelTable {
  private:
   struct Loaded {
     KernelImage image;
-    CUmodule module = nullptr;
+    std::unique_ptr<CUmod_st, UnloadModule> module;
     CUfunction function = nullptr;
   };
 

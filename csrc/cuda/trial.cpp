@@ -10,14 +10,14 @@ namespace {
 
 constexpr int64_t kDrawnBytes = 1 << 20;  // the rest repeats them
 
-std::vector<uint8_t> draw(DType dtype, int64_t bytes) {
+std::vector<uint8_t> draw(DType dtype, int64_t bytes, float sigma) {
   std::minstd_rand random(1);
   std::normal_distribution<float> normal;
   std::vector<uint8_t> values(std::min(bytes, kDrawnBytes));
   const size_t element = size_bytes(dtype);
   for (size_t i = 0; i + element <= values.size(); i += element) {
     if (dtype == DType::f8) {
-      values[i] = f8_from_f32(normal(random) * (kF8Max / 4));
+      values[i] = f8_from_f32(normal(random) * sigma);
     } else {
       const uint16_t value = bf16_from_f32(normal(random));
       std::memcpy(&values[i], &value, sizeof(value));
@@ -41,9 +41,9 @@ Stopwatch::~Stopwatch() {
 }
 
 void fill_randomly(const Driver& driver, DType dtype, void* data, int64_t count, float* scale,
-                   int64_t scales, CUstream stream) {
+                   int64_t scales, CUstream stream, float sigma) {
   const int64_t bytes = count * size_bytes(dtype);
-  const std::vector<uint8_t> values = draw(dtype, bytes);
+  const std::vector<uint8_t> values = draw(dtype, bytes, sigma);
   const auto target = reinterpret_cast<CUdeviceptr>(data);
   auto filled = static_cast<int64_t>(values.size());
   driver.check(driver.copy_to_device(target, values.data(), values.size(), stream),

@@ -46,9 +46,10 @@ class Stopwatch {
   CUevent start_ = nullptr, stop_ = nullptr;
 };
 
-// data [count] as activations are, fp8 with a row's largest at 4 sigma, and scale [scales] to match
-// (null for none): work on zeros draws less power, and so runs at a higher clock. Waits.
+// data [count] as activations are, fp8 with codes of this sigma (a row's largest is at 4 sigma),
+// and scale [scales] to match (null for none): work on zeros draws less power, and so runs at a
+// higher clock. Waits.
 void fill_randomly(const Driver& driver, DType dtype, void* data, int64_t count, float* scale,
-                   int64_t scales, CUstream stream);
+                   int64_t scales, CUstream stream, float sigma = kF8Max / 4);
 
 }  // namespace liveact::cuda

@@ -45,23 +45,19 @@ class ScratchRows {
 class ShadowSegment {
  public:
   explicit ShadowSegment(Device& device)
-      : value_multiple_(device.formats().value_multiple),
-        k_(device),
-        v_(device),
-        k_scale_(device) {}
+      : value_multiple_(device.formats().value_multiple), k_(device), v_(device) {}
   KvSegment memory(const KvSegment& like, float* v_scale) {
     KvSegment segment = like;
     segment.dtype = DType::f8;
     segment.k = k_.memory(segment.key_bytes());
     segment.v = v_.memory(segment.value_bytes(value_multiple_));
-    segment.k_scale = static_cast<float*>(k_scale_.memory(4 * like.tokens * like.heads));
     segment.v_scale = v_scale;
     return segment;
   }
 
  private:
   int64_t value_multiple_;
-  Scratch k_, v_, k_scale_;
+  Scratch k_, v_;
 };
 
 // The context of one (step, layer) in fp8.
@@ -84,13 +80,13 @@ class CalibrationOps final : public ProxyOps {
   void linear(const Rows& x, const Weight& weight, const Epilogue& epilogue,
               const Rows& out) override;
   void split_qkv(const Rows& qkv, const float* q_gain, const float* k_gain, float eps,
-                 const Rope& rope, int64_t first_position, const Heads& q,
+                 const Rope& rope, int64_t first_position, int64_t first_token, const Heads& q,
                  const KvSegment& current) override {
-    inner().split_qkv(qkv, q_gain, k_gain, eps, rope, first_position, q, current);
+    inner().split_qkv(qkv, q_gain, k_gain, eps, rope, first_position, first_token, q, current);
     split_ = {qkv, q_gain, k_gain, eps, rope, first_position};
   }
   void self_attention(const Heads& q, const KvSegment& context, const KvSegment& current,
-                      const float* out_scale, const Rows& out) override;
+                      const float* out_scale, const Rows& out, const Rows& rest) override;
   void update_memory(std::span<const SlotUpdate> table, const CompressFilter& filter,
                      const Rope& rope, int64_t first_slot, const KvSegment& current,
                      const KvSegment& staging, const KvSegment& context) override;
@@ -193,8 +189,8 @@ void CalibrationOps::linear(const Rows& x, const Weight& weight, const Epilogue&
 
 void CalibrationOps::self_attention(const Heads& q, const KvSegment& context,
                                     const KvSegment& current, const float* out_scale,
-                                    const Rows& out) {
-  inner().self_attention(q, context, current, out_scale, out);
+                                    const Rows& out, const Rows& rest) {
+  inner().self_attention(q, context, current, out_scale, out, rest);
   SquaredError* error = watched(split_.q_gain);
   if (error == nullptr) return;
   const auto [found, added] = contexts_.try_emplace(context.k, device_, q.heads);
@@ -210,10 +206,10 @@ void CalibrationOps::self_attention(const Heads& q, const KvSegment& context,
   narrow_q.scale = static_cast<float*>(q_scale_.memory(4 * q.heads * q.tokens));
   narrow_current_ = current_.memory(current, v_scale);
   inner().split_qkv(split_.qkv, split_.q_gain, split_.k_gain, split_.eps, split_.rope,
-                    split_.first_position, narrow_q, narrow_current_);
+                    split_.first_position, 0, narrow_q, narrow_current_);
   const Rows narrow = narrow_.memory(out.rows, out.cols, out.dtype);
   inner().self_attention(narrow_q, shadow.segment.memory(context, v_scale), narrow_current_,
-                         nullptr, narrow);
+                         nullptr, narrow, {});
   compare(out, narrow, *error);
 }
 

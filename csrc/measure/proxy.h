@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "core/check.h"
 #include "core/ops.h"
 #include "liveact/device.h"
 
@@ -37,6 +38,10 @@ class ProxyOps : public Ops {
                  float* v) override {
     inner_->export_kv(segment, rope, first_position, k, v);
   }
+  void signal(const Barrier& barrier) override { inner_->signal(barrier); }
+  void wait(const Barrier& barrier) override { inner_->wait(barrier); }
+  bool idle() override { return inner_->idle(); }
+  std::recursive_mutex* turn() override { return inner_->turn(); }
   bool begin_plan() override { return planning_ = inner_->begin_plan(); }
   void end_plan() override {
     planning_ = false;
@@ -108,6 +113,10 @@ class ProxyDevice : public Device {
     return inner_->is_device_memory(pointer);
   }
   std::map<std::string, std::string> choices() override { return inner_->choices(); }
+  void connect(Device& other) override {
+    detail::fail<DeviceError>("two devices: expected none that is timed or measured, found ",
+                              inner_->name(), " and ", other.name());
+  }
   // Without what the decorator's own ops allocate.
   int64_t ops_bytes(const OpsLimits& limits) const override { return inner_->ops_bytes(limits); }
 

@@ -6,7 +6,8 @@
 
 namespace liveact::test {
 
-// [H, tokens, hd] keys and values. fp8 values have one scale per head, as in a stream.
+// [H, tokens, hd] keys and values. In fp8 both have one scale per head, as in a stream; that of
+// keys is twice the one given for values.
 class Segment {
  public:
   // Every byte 0xff, as in Matrix.
@@ -36,7 +37,7 @@ class Segment {
            element(view_.v, view_.dtype, (head * view_.tokens + token) * view_.head_dim + d);
   }
   const Rows& key_rows() const { return k_.rows(); }
-  // [H * tokens, hd] with the scale of each head repeated.
+  // As key_rows: [H * tokens, hd] with the scale of each head repeated.
   const Rows& value_rows() const { return v_.rows(); }
   bool same_bytes(const Segment& other) const {
     return k_.same_bytes(other.k_) && v_.same_bytes(other.v_);
@@ -45,19 +46,23 @@ class Segment {
  private:
   void set_view(int64_t heads) {
     const int64_t tokens = k_.rows().rows / heads;
+    for (const float scale : v_scale_) k_scale_.push_back(2 * scale);
     view_ = {.k = k_.rows().data,
              .v = v_.rows().data,
              .dtype = k_.rows().dtype,
              .heads = heads,
              .tokens = tokens,
              .head_dim = k_.rows().cols,
-             .k_scale = k_.rows().scale,
+             .k_scale = k_scale_.data(),
              .v_scale = v_scale_.data()};
-    for (int64_t i = 0; i < heads * tokens; ++i) v_.rows().scale[i] = v_scale_[i / tokens];
+    for (int64_t i = 0; i < heads * tokens; ++i) {
+      k_.rows().scale[i] = k_scale_[i / tokens];
+      v_.rows().scale[i] = v_scale_[i / tokens];
+    }
   }
 
   Matrix k_, v_;
-  std::vector<float> v_scale_;
+  std::vector<float> k_scale_, v_scale_;
   KvSegment view_;
 };
 

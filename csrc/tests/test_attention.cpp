@@ -123,7 +123,7 @@ void check_self_attention(const test::Cpu& cpu, const Queries& q, const Segment&
   KvSegment attended = context.view();
   attended.tokens = context_tokens;
   const Matrix out(q.view.tokens, heads * hd, out_dtype);
-  cpu->self_attention(q.view, attended, current.view(), nullptr, out.rows());
+  cpu->self_attention(q.view, attended, current.view(), nullptr, out.rows(), {});
   check_stored(out.rows(), interleave(expected, q.view.tokens, hd), what);
 }
 
@@ -186,7 +186,7 @@ TEST(self_attention_of_equal_values_is_that_value) {
   KvSegment none = context.view();
   none.tokens = 0;
   const test::Cpu cpu = attention_cpu(kTokens, kHeadDim);
-  cpu->self_attention(q.view, none, context.view(), nullptr, out.rows());
+  cpu->self_attention(q.view, none, context.view(), nullptr, out.rows(), {});
   for (int64_t t = 0; t < 50; ++t) {
     for (int64_t d = 0; d < kHeadDim; ++d) CHECK_NEAR(out(t, d), 1.0, kTokens * kUlp);
   }
@@ -206,7 +206,7 @@ TEST(self_attention_does_not_hide_nan) {
       KvSegment none = current.view();
       none.tokens = 0;
       const Matrix out(kTokens, kHeadDim, DType::f32);
-      cpu->self_attention(q.view, none, current.view(), nullptr, out.rows());
+      cpu->self_attention(q.view, none, current.view(), nullptr, out.rows(), {});
       for (int64_t t = 0; t < kTokens; ++t) {
         CHECK_EQ(std::isnan(out(t, 0)), place > 0 || t == 2);
       }
@@ -229,17 +229,16 @@ TEST(self_attention_rounds_probabilities_but_not_their_sum) {
     const Segment current(1, kOthers + 1, kHeadDim, DType::f8, {1.0f});
     std::memset(current.view().k, 0, (kOthers + 1) * kHeadDim);
     std::memset(current.view().v, 0, (kOthers + 1) * kHeadDim);
-    std::fill_n(current.view().k_scale, kOthers + 1, 1.0f);
     const Queries q(1, 1, kHeadDim, DType::f8, std::vector<float>(kHeadDim, 1.0f));
     q.view.scale[0] = static_cast<float>(-std::log(p) * std::sqrt(8.0) / 448.0);  // codes are 448
     for (int64_t t = 1; t <= kOthers; ++t) {
-      test::set_element(current.view().k, DType::f8, t * kHeadDim, -1.0f);
+      test::set_element(current.view().k, DType::f8, t * kHeadDim, -0.5f);  // times 2
       test::set_element(current.view().v, DType::f8, t * kHeadDim, 1.0f);
     }
     KvSegment none = current.view();
     none.tokens = 0;
     const Matrix out(1, kHeadDim, DType::f32);
-    cpu->self_attention(q.view, none, current.view(), nullptr, out.rows());
+    cpu->self_attention(q.view, none, current.view(), nullptr, out.rows(), {});
     // The sum of p in fp32, whose logits of up to 10 are off by a few u each.
     const double expected = kOthers * rounded / (1 + kOthers * p);
     CHECK_NEAR(out(0, 0), expected, (kOthers + 100) * kUlp * expected);

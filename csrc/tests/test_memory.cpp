@@ -34,8 +34,8 @@ SplitResult split(const test::Cpu& cpu, const Matrix& qkv, const std::vector<flo
   const int64_t hd = width / heads;
   SplitResult result(heads, tokens, hd, dtype);
   const Heads q{result.q.rows().data, dtype, heads, tokens, hd, result.q.rows().scale};
-  cpu->split_qkv(qkv.rows(), q_gain.data(), k_gain.data(), kEps, tables.view(), first_position, q,
-                 result.current.view());
+  cpu->split_qkv(qkv.rows(), q_gain.data(), k_gain.data(), kEps, tables.view(), first_position, 0,
+                 q, result.current.view());
   return result;
 }
 
@@ -92,7 +92,7 @@ TEST(split_qkv) {
                      "split q " + what);
         check_stored(found.current.key_rows(),
                      rotated_reference(qkv, width, k_gain, size.heads, tables, 6),
-                     "split k " + what);
+                     "split k " + what, false);
         Expected values;
         for (int64_t i = 0; i < size.heads * tokens * size.hd; ++i) {
           const int64_t head = i / (tokens * size.hd);
@@ -178,7 +178,7 @@ TEST(store_kv) {
         expected_k.add(k(i / kHeadDim % kTokens, column), 0.0);
         expected_v.add(v(i / kHeadDim % kTokens, column), 0.0);
       }
-      check_stored(segment.key_rows(), expected_k, "store_kv k");
+      check_stored(segment.key_rows(), expected_k, "store_kv k", false);
       check_stored(segment.value_rows(), expected_v, "store_kv v", false);
     }
   }
@@ -267,7 +267,7 @@ void check_update(const test::Cpu& cpu, const MemoryCase& c, int grid_rows, int 
                      kSlots.first_slot_of_block(c.block), current.view(), staging.view(),
                      context.view());
   const std::string what = test::text(c.name, " ", name(c.dtype), " F ", frame);
-  check_stored(context.key_rows(), keys, "update k " + what);
+  check_stored(context.key_rows(), keys, "update k " + what, false);
   check_stored(context.value_rows(), values, "update v " + what, false);
 
   // export_kv undoes the rotation: token-major, keys un-rotated for the slot they are in now.

@@ -8,6 +8,8 @@
 #include <malloc.h>
 #endif
 
+#include "core/host_rows.h"
+#include "core/host_tensors.h"
 #include "core/weights.h"
 #include "tests/session.h"
 
@@ -19,21 +21,34 @@ using test::check_throws;
 using test::Checkpoint;
 using test::Fixture;
 using test::kConfig;
+using test::kReordered;
 using test::kTextTokens;
 using test::options_with;
 using test::relative_difference;
 using test::same_bits;
 using test::Session;
 
-// What another order of sums may change: fp32 over some 200 dependent operations of up to 96
-// terms, sqrt(200 · 96) · u.
-constexpr double kReordered = 140 * test::kUlp;
-
 bool all_finite(const std::vector<float>& x) {
   return std::all_of(x.begin(), x.end(), [](float value) { return std::isfinite(value); });
 }
 
 }  // namespace
+
+// By the norm over D channels a key is at most sqrt(D) times the largest gain of its head.
+TEST(scales_of_keys_are_the_bound_of_their_norm) {
+  const Fixture fixture(DType::f8);
+  const int64_t hd = kConfig.head_dim();
+  for (int64_t layer = 0; layer < kConfig.num_layers; ++layer) {
+    const std::string name = "blocks." + std::to_string(layer) + ".self_attn.norm_k.weight";
+    const std::vector<float> gain = to_f32(fixture.checkpoint.tensors.at(name));
+    for (int64_t head = 0; head < kConfig.num_heads; ++head) {
+      const double bound =
+          std::sqrt(static_cast<double>(kConfig.dim)) * amax(gain.data() + head * hd, hd) / kF8Max;
+      const float* scales = fixture.model->weights().layers[layer].key_scale;
+      CHECK_NEAR(scales[head], bound, 4 * test::kUlp * bound);
+    }
+  }
+}
 
 TEST(blocks_and_their_sizes) {
   const Fixture fixture(DType::f32);

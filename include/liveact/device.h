@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "liveact/api.h"
 #include "liveact/dtype.h"
 #include "liveact/kernel_image.h"
 
@@ -34,7 +36,7 @@ struct DeviceFormats {
   DType bias(DType out) const { return bias_as_output ? out : DType::f32; }
 };
 
-class Device {
+class LIVEACT_API Device {
  public:
   virtual ~Device() = default;
   virtual const char* name() const = 0;
@@ -59,6 +61,10 @@ class Device {
   // Whether the host cannot read there.
   virtual bool is_device_memory(const void* pointer) const = 0;
 
+  // From now on ops of this device may write into memory of `other`, which has to be another one of
+  // its kind. Throws DeviceError where they cannot.
+  virtual void connect(Device& other) = 0;
+
   virtual std::unique_ptr<Ops> open_ops(const OpsLimits& limits) = 0;
   virtual int64_t ops_bytes(const OpsLimits& limits) const = 0;  // what open_ops allocates
 
@@ -71,7 +77,7 @@ class Device {
 // may use. They sleep while they wait, share themselves out between streams that run at the same
 // time, and are not inherited by fork. Throws DeviceError for a processor without AVX2 and FMA, and
 // for a number of threads that is not one.
-std::shared_ptr<Device> open_cpu();
+LIVEACT_API std::shared_ptr<Device> open_cpu();
 
 // Opened by name when they are needed: the runtime itself is built without CUDA.
 struct CudaLibraries {
@@ -81,17 +87,29 @@ struct CudaLibraries {
 
 // GPU `index`; `images` are the kernels compiled for its architecture. This and the next two throw
 // DeviceError where the driver, the GPU or cuBLASLt is missing.
-std::shared_ptr<Device> open_cuda(int index, std::vector<KernelImage> images,
-                                  const CudaLibraries& libraries = {});
+LIVEACT_API std::shared_ptr<Device> open_cuda(int index, std::vector<KernelImage> images,
+                                              const CudaLibraries& libraries = {});
 
 // "sm_90a" for compute capability 9.0: the architecture whose kernels GPU `index` takes.
-std::string cuda_architecture(int index, const CudaLibraries& libraries = {});
+LIVEACT_API std::string cuda_architecture(int index, const CudaLibraries& libraries = {});
+
+// "cpu", "cuda" (the first GPU) or "cuda:N", with the kernels in `kernels`, by default those that
+// came with the runtime. Throws Error for another name, DeviceError where it is not usable.
+LIVEACT_API std::shared_ptr<Device> open_device(const std::string& name,
+                                                const std::filesystem::path& kernels = {},
+                                                const CudaLibraries& libraries = {});
+
+int cuda_device_count(const CudaLibraries& libraries = {});
+
+// Why these two GPUs cannot share the evaluations of a stream, in a few words that follow
+// "expected"; empty where they can.
+std::string cuda_peer_obstacle(int first, int second, const CudaLibraries& libraries = {});
 
 struct CudaVersions {
   std::string device;    // "NVIDIA H100 80GB HBM3"
   std::string driver;    // the newest CUDA that the driver supports: "13.0"
   std::string cublaslt;  // "13.0.2"
 };
-CudaVersions cuda_versions(int index, const CudaLibraries& libraries = {});
+LIVEACT_API CudaVersions cuda_versions(int index, const CudaLibraries& libraries = {});
 
 }  // namespace liveact

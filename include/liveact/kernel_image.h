@@ -3,8 +3,11 @@
 
 #include <array>
 #include <cstdint>
+#include <filesystem>
 #include <string>
 #include <vector>
+
+#include "liveact/api.h"
 
 namespace liveact {
 
@@ -34,5 +37,17 @@ struct KernelImage {
   std::vector<KernelParameter> parameters;
   std::array<std::vector<GridFactor>, 3> grid;
 };
+
+// Where kernels are that came with the runtime: share/liveact/gpu of the tree that it was installed
+// in, seen from the shared library, or from the program that it was linked into.
+LIVEACT_API std::filesystem::path packaged_kernels();
+
+// The architectures that `folder` has kernels for, sorted: <folder>/<architecture>/manifest.json.
+LIVEACT_API std::vector<std::string> kernel_architectures(const std::filesystem::path& folder);
+
+// The kernels for an architecture such as "sm_90a". Throws DeviceError where there are none, or a
+// file is not what the manifest says (SHA-256).
+LIVEACT_API std::vector<KernelImage> load_kernels(const std::filesystem::path& folder,
+                                                  const std::string& architecture);
 
 }  // namespace liveact

@@ -13,6 +13,8 @@
 #include <string_view>
 #include <vector>
 
+#include "liveact/api.h"
+
 namespace liveact {
 
 constexpr int kCompressTaps = 5;  // latent frames reduced to one: kernel = stride = 5
@@ -41,9 +43,9 @@ struct MemoryPolicy {
   ValueFilter values = ValueFilter::key;
 };
 
-Memory memory_from_name(std::string_view name);               // throws Error
-CompressAxis compress_axis_from_name(std::string_view name);  // throws Error
-ValueFilter value_filter_from_name(std::string_view name);    // throws Error
+LIVEACT_API Memory memory_from_name(std::string_view name);               // throws Error
+LIVEACT_API CompressAxis compress_axis_from_name(std::string_view name);  // throws Error
+LIVEACT_API ValueFilter value_filter_from_name(std::string_view name);    // throws Error
 
 // One target slot of the context and the slots (numbered over context and current block together,
 // values before the update) that it is made of: one source moves, five are compressed.
@@ -62,6 +64,7 @@ struct SlotUpdate {
 // between the reference and the frames that move to the short-term slots, which for the released
 // counts is the released `sequential` table. `sharded` exists for the released counts only.
 // Throws Error for counts that no table exists for.
-std::vector<SlotUpdate> update_table(const SlotCounts& counts, Memory memory, int64_t block);
+LIVEACT_API std::vector<SlotUpdate> update_table(const SlotCounts& counts, Memory memory,
+                                                 int64_t block);
 
 }  // namespace liveact

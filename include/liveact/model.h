@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "liveact/api.h"
 #include "liveact/device.h"
 #include "liveact/dtype.h"
 #include "liveact/precision.h"
@@ -23,7 +24,7 @@ constexpr int kSteps = 3;  // of diffusion, per block
 
 // Sizes of a DiT, named as in config.json. image_dim and audio_dim are not in the released file;
 // they follow from the shapes of img_emb.proj.1 and audio_proj.proj1_vf.
-struct ModelConfig {
+struct LIVEACT_API ModelConfig {
   int64_t dim = 5120;
   int64_t ffn_dim = 13824;
   int64_t num_heads = 40;
@@ -42,6 +43,8 @@ struct ModelConfig {
 
   int64_t head_dim() const { return dim / num_heads; }
   void check() const;  // throws Error
+
+  bool operator==(const ModelConfig&) const = default;
 };
 
 struct TensorSpec {
@@ -51,7 +54,7 @@ struct TensorSpec {
 
 // Every tensor a checkpoint of this size has, in the order of docs/model.md,
 // "Tensors of the DiT".
-std::vector<TensorSpec> expected_tensors(const ModelConfig& config);
+LIVEACT_API std::vector<TensorSpec> expected_tensors(const ModelConfig& config);
 
 struct HostTensor {
   const void* data = nullptr;
@@ -62,16 +65,19 @@ using HostTensors = std::map<std::string, HostTensor>;
 
 // The rows of a bf16 or fp32 weight [n, k] in fp8: codes [n, k], scale [n]. What a model does when
 // it loads such a weight for a product in fp8.
-void quantize_weight(const HostTensor& weight, uint8_t* codes, float* scale);
+LIVEACT_API void quantize_weight(const HostTensor& weight, uint8_t* codes, float* scale);
 
 // Bytes that the weights of all layers take on a device, from shapes alone (fp8 scales included).
-int64_t weight_bytes(const ModelConfig& config, const Precision& precision, DType stored);
+LIVEACT_API int64_t weight_bytes(const ModelConfig& config, const Precision& precision,
+                                 DType stored);
 // Bytes of everything else that a model keeps there: biases, norms, taps, what the steps fix.
-int64_t constant_bytes(const Device& device, const ModelConfig& config, const Precision& precision);
+LIVEACT_API int64_t constant_bytes(const Device& device, const ModelConfig& config,
+                                   const Precision& precision);
 
-struct Weights;  // csrc/core/weights.h, private
+struct Weights;     // csrc/core/weights.h, private
+class Conversions;  // csrc/core/conversions.h, private
 
-class Model {
+class LIVEACT_API Model {
  public:
   // Throws Error naming the tensor that is missing or of another shape, and DeviceError where the
   // device has too little memory; both before anything is allocated.
@@ -86,11 +92,25 @@ class Model {
   const Precision& precision() const { return precision_; }
   const Weights& weights() const { return *weights_; }
 
+  friend LIVEACT_API std::vector<std::shared_ptr<const Model>> load_models(
+      const std::vector<std::shared_ptr<Device>>& devices, const ModelConfig& config,
+      const HostTensors& tensors, const Precision& precision);
+
  private:
+  LIVEACT_LOCAL Model(std::shared_ptr<Device> device, const ModelConfig& config,
+                      const HostTensors& tensors, const Precision& precision,
+                      const std::shared_ptr<Conversions>& conversions, int index);
+
   std::shared_ptr<Device> device_;
   ModelConfig config_;
   Precision precision_;
   std::unique_ptr<const Weights> weights_;
 };
+
+// The weights on each of several devices alike, at once, by a thread for each: they are read and
+// converted once. Throws what the first device that fails would throw; the others end then.
+LIVEACT_API std::vector<std::shared_ptr<const Model>> load_models(
+    const std::vector<std::shared_ptr<Device>>& devices, const ModelConfig& config,
+    const HostTensors& tensors, const Precision& precision);
 
 }  // namespace liveact

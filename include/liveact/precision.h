@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "liveact/api.h"
 #include "liveact/dtype.h"
 
 namespace liveact {
@@ -15,11 +16,12 @@ struct LayerPrecision {
   DType self_qkv, self_o, cross_q, cross_kv, cross_o, audio_q, audio_o, ffn_up, ffn_down, attention;
 
   static LayerPrecision uniform(DType d) { return {d, d, d, d, d, d, d, d, d, d}; }
+  bool operator==(const LayerPrecision&) const = default;
 };
 
 // `activations` is the format of x between sub-layers and of everything that is not an operand
 // named above: fp32, or bf16 as in the released code.
-struct Precision {
+struct LIVEACT_API Precision {
   DType activations = DType::f32;
   std::vector<LayerPrecision> layers;
   // Sums of fp8 products leave the tensor core for fp32 every few terms; else they stay in its
@@ -32,6 +34,8 @@ struct Precision {
   // Throws Error for another number of layers, or a layer format wider than `activations`, which
   // fixes the memory of every buffer.
   void check(int64_t num_layers) const;
+
+  bool operator==(const Precision&) const = default;
 };
 
 // The products by the names that policy files have for them.

@@ -8,7 +8,9 @@
 #include <cstdint>
 #include <memory>
 #include <string_view>
+#include <vector>
 
+#include "liveact/api.h"
 #include "liveact/error.h"
 #include "liveact/kv_layout.h"
 #include "liveact/model.h"
@@ -20,13 +22,13 @@ namespace liveact {
 // z <- z + (sigma' - sigma) * v.
 enum class Sampler { renoise, euler };
 
-Sampler sampler_from_name(std::string_view name);  // throws Error
+LIVEACT_API Sampler sampler_from_name(std::string_view name);  // throws Error
 
 struct StreamOptions {
   int64_t latent_height = 64;  // h = picture height / 8, even
   int64_t latent_width = 64;   // w = picture width / 8, even
-  SlotCounts slots;
-  MemoryPolicy memory;
+  SlotCounts slots = {};
+  MemoryPolicy memory = {};
   // Above 1: at steps 1 and 2 also evaluate without audio, v = v_null + g * (v - v_null).
   float audio_guidance = 1.0f;
   int64_t max_image_tokens = 257;
@@ -39,7 +41,7 @@ struct BlockTimings {
   double step_ms[kSteps] = {};
 };
 
-class Stream {
+class LIVEACT_API Stream {
  public:
   // Throws Error for sizes that cannot be, and DeviceError where the device has too little memory;
   // both before anything is allocated.
@@ -48,9 +50,14 @@ class Stream {
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
-  // Bytes of device memory that a stream with these options allocates in all.
+  // The same model on each of two devices, which share every evaluation (docs/parallel.md). Throws
+  // DeviceError also where one cannot write into the memory of the other.
+  Stream(const std::vector<std::shared_ptr<const Model>>& models, const StreamOptions& options);
+
+  // Bytes of memory that a stream with these options allocates on a device, of 1 or 2 that it has.
   static int64_t required_bytes(Device& device, const ModelConfig& config,
-                                const Precision& precision, const StreamOptions& options);
+                                const Precision& precision, const StreamOptions& options,
+                                int devices = 1);
 
   // text [tokens, text_dim], 1 <= tokens <= text_len: replaces the prompt from the next block on.
   void set_prompt(const float* text, int64_t tokens);
@@ -86,11 +93,11 @@ class Stream {
   const BlockTimings& timings() const;
   const StreamOptions& options() const;
   const Model& model() const;
-  int64_t device_bytes() const;
+  int64_t device_bytes() const;  // of all its devices
   int64_t tokens_per_frame() const;
 
  private:
-  class Impl;
+  class LIVEACT_LOCAL Impl;
   std::unique_ptr<Impl> impl_;
 };
 

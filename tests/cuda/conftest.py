@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from liveact.device import kernels
+from liveact import _core
 from tests.support.cuda.blocks import NUM_LAYERS
 from tests.support.cuda.fake import FakeCuda
 from tests.support.cuda.small import random_weights
+from tests.support.kernels.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +21,13 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> FakeCuda:
 
 
 @pytest.fixture(scope="module")
-def images(fake: FakeCuda, compiled_kernels: Path) -> list[dict[str, Any]]:
-    return fake.images(kernels.load("sm_90a", compiled_kernels))
+def manifest(compiled_kernels: Path) -> list[dict[str, Any]]:
+    return read_manifest("sm_90a", compiled_kernels)
+
+
+@pytest.fixture(scope="module")
+def images(fake: FakeCuda, manifest: list[dict[str, Any]]) -> list[_core.KernelImage]:
+    return fake.images(manifest)
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from liveact.device import kernels
+from liveact import _core
 from tests.support.cuda.blocks import calls, denoise, launched, open_device, open_stream
 from tests.support.cuda.fake import KERNEL_MS, FakeCuda
+from tests.support.kernels.manifest import read_manifest
 
 # In block 0 and in later ones, which write fp8.
 TRITON = ("self_attention.f8", "self_attention.f8.to_f8")
@@ -24,8 +24,8 @@ def fake(tmp_path: Path) -> Iterator[FakeCuda]:
 
 
 @pytest.fixture
-def images(fake: FakeCuda, compiled_kernels: Path) -> list[dict[str, Any]]:
-    return fake.images(kernels.load("sm_90a", compiled_kernels))
+def images(fake: FakeCuda, compiled_kernels: Path) -> list[_core.KernelImage]:
+    return fake.images(read_manifest("sm_90a", compiled_kernels))
 
 
 def attended(fake: FakeCuda) -> dict[str, int]:
@@ -72,7 +72,7 @@ def test_what_is_measured_is_not_zero(fake, images, weights) -> None:
 
 
 def test_without_the_second_nothing_is_measured(fake, images, weights) -> None:
-    device = open_device(fake, [image for image in images if image["name"] not in GLUON])
+    device = open_device(fake, [image for image in images if image.name not in GLUON])
     fake.clear()
     stream = open_stream(device, weights)
     assert attended(fake) == {}

@@ -12,6 +12,7 @@ import torch
 from liveact import _core, _core_dev
 from liveact.dit.dit import Dit, DitStream, MemoryPolicy
 from liveact.errors import LiveActError, SessionError
+from liveact.vae.queue import DecodeQueue
 from tests.support.cuda.blocks import LATENT, NUM_LAYERS, calls, denoise, open_device, open_stream
 from tests.support.cuda.small import core_config
 
@@ -81,6 +82,21 @@ def test_a_device_without_a_handle_leaves_nothing(fake, images) -> None:
     assert log["cuModuleLoadData"] == log["cuModuleUnload"] > 0
     assert log["cuStreamCreateWithPriority"] == log["cuStreamDestroy"] == 1
     assert log["cuDevicePrimaryCtxRetain"] == log["cuDevicePrimaryCtxRelease"] == 1
+
+
+def test_the_denoise_goes_before_the_decode_unless_asked(
+    fake, images, weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less is more urgent."""
+    fake.clear()
+    stream = open_stream(open_device(fake, images), weights)
+    made = [line.split() for line in fake.log() if line.startswith("cuStreamCreateWithPriority")]
+    denoise = int(made[-1][2])
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: priority)
+    after = DecodeQueue(torch.device("cuda:0")).stream
+    before = DecodeQueue(torch.device("cuda:0"), before_denoise=True).stream
+    assert before < denoise < after
+    stream.close()
 
 
 def test_a_cancelled_stream_waits_before_it_frees(fake, images, weights) -> None:

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from benchmarks.peaks import row_scales
-from liveact import _core_dev
-from liveact.device import kernels
+from liveact import _core, _core_dev
 from liveact.dit.precision import PRODUCTS, Choice, PrecisionPolicy
 from liveact.errors import LiveActError
 from tests.support.cuda.blocks import NUM_LAYERS, calls, denoise, open_device, open_stream
 from tests.support.cuda.fake import FakeCuda
+from tests.support.kernels.manifest import read_manifest
 
 HEURISTIC = "cublasLtMatmulAlgoGetHeuristic"
 
@@ -27,8 +27,8 @@ def fake(tmp_path: Path) -> Iterator[FakeCuda]:
 
 
 @pytest.fixture
-def images(fake: FakeCuda, compiled_kernels: Path) -> list[dict[str, Any]]:
-    return fake.images(kernels.load("sm_90a", compiled_kernels))
+def images(fake: FakeCuda, compiled_kernels: Path) -> list[_core.KernelImage]:
+    return fake.images(read_manifest("sm_90a", compiled_kernels))
 
 
 def products(log: list[str]) -> list[tuple[int, int, int, int]]:
@@ -83,7 +83,7 @@ def test_the_first_suggestion_where_nothing_is_gained(fake, images, weights, tim
     """One algorithm needs no clock; a gain within the noise is none."""
     fake.set_algorithms(times)
     fake.clear()
-    images = [image for image in images if "hopper" not in image["name"]]
+    images = [image for image in images if "hopper" not in image.name]
     stream = open_stream(open_device(fake, images), weights)
     if len(times) == 1:
         assert calls(fake.log())["cuEventRecord"] == 0

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from liveact import _core, _core_dev
-from liveact.device import kernels
 from tests.support.cuda import gpu_blocks
 from tests.support.cuda.fake import FakeCuda
 from tests.support.cuda.independent import buffers, grid_of, is_pointer, pack, scalars
+from tests.support.kernels.manifest import read_manifest
 from triton_kernels.registry import specs_for
 
 
 def test_the_script_for_the_sanitizer_runs(fake: FakeCuda, compiled_kernels: Path) -> None:
-    images = fake.images(kernels.load("sm_90a", compiled_kernels))
+    images = fake.images(read_manifest("sm_90a", compiled_kernels))
     device = _core.open_cuda(0, images, fake.path, fake.path)
     fake.clear()
     gpu_blocks.run(device, 4)
@@ -29,7 +29,7 @@ def test_the_script_for_the_sanitizer_runs(fake: FakeCuda, compiled_kernels: Pat
 
 @pytest.mark.parametrize("arch", ["sm_90a"])
 def test_every_launch_of_the_manifest(fake: FakeCuda, compiled_kernels: Path, arch: str) -> None:
-    manifest = kernels.load(arch, compiled_kernels)
+    manifest = read_manifest(arch, compiled_kernels)
     assert [kernel["name"] for kernel in manifest] == sorted(specs_for(arch))
     device = _core.open_cuda(0, fake.images(manifest), fake.path, fake.path)
     fake.set_hook(lambda *_: None)  # the addresses are no memory
@@ -64,7 +64,7 @@ def test_every_launch_of_the_manifest(fake: FakeCuda, compiled_kernels: Path, ar
 def test_the_buffers_have_no_nan(compiled_kernels: Path) -> None:
     """One kernel for every type that a parameter of any has."""
     seen: set[str] = set()
-    manifest = kernels.load("sm_90a", compiled_kernels)
+    manifest = read_manifest("sm_90a", compiled_kernels)
     for kernel in manifest:
         types = {p["type"] for p in kernel["parameters"] if is_pointer(p)}
         if types <= seen:
@@ -74,4 +74,4 @@ def test_the_buffers_have_no_nan(compiled_kernels: Path) -> None:
             tensor = buffers(kernel, 0)[p["name"]]
             values = tensor.view(torch.float8_e4m3fn) if p["type"] == "*f8" else tensor
             assert values.float().isfinite().all() and values.float().any(), p
-    assert seen == {"*bf16", "*f8", "*f32", "*i32", "*u8"}, "types of parameters"
+    assert seen == {"*bf16", "*f8", "*f32", "*i32", "*i64", "*u8"}, "types of parameters"

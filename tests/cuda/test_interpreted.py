@@ -20,6 +20,26 @@ from tests.support.paths import REPOSITORY
 from tests.support.pipeline import demo_checkpoint, speech, write_wav
 
 
+def interpreted(
+    folder: Path, kernels: Path, *arguments: str
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata that interpreted_run wrote. arguments: from PRECISION on."""
+    out = folder / "out.safetensors"
+    command = [sys.executable, "-m", "tests.support.cuda.interpreted_run"]
+    command += [FakeCuda.copy_into(folder).path, str(kernels), *arguments, str(out)]
+    result = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    with safe_open(out, "pt") as file:
+        return load_file(out), file.metadata()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "blocks", "guidance", "graphs"),
@@ -40,22 +60,8 @@ def test_cuda_backend_under_the_interpreter(
     here and there. Bound: the distance to fp32 is at most twice that of the CPU backend in the same
     precision. A wrong argument, layout or order is many times that.
     """
-    fake = FakeCuda.copy_into(tmp_path)
-    out = tmp_path / "out.safetensors"
-    command = [sys.executable, "-m", "tests.support.cuda.interpreted_run", fake.path]
-    command += [str(compiled_kernels), precision, str(blocks), str(guidance), str(out)]
-    result = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    with safe_open(out, "pt") as file:
-        metadata = file.metadata()
-    results = load_file(out)
+    arguments = (precision, str(blocks), str(guidance), "cpu")
+    results, metadata = interpreted(tmp_path, compiled_kernels, *arguments)
     names = [name.removeprefix("cuda.") for name in results if name.startswith("cuda.")]
     for name in names:
         exact = results[f"fp32.{name}"]
@@ -65,6 +71,19 @@ def test_cuda_backend_under_the_interpreter(
     assert len(names) == blocks + 2
     assert int(metadata["graphs"]) == graphs
     assert "self_attention." + ("f8" if precision == "fp8" else "bf16") in metadata["launched"]
+
+
+@pytest.mark.slow
+def test_two_devices_under_the_interpreter(tmp_path: Path, compiled_kernels: Path) -> None:
+    """Their velocities and contexts are those of one, bit for bit, in an order that is drawn: the
+    products of the fake library sum every row alike. Eager blocks and one that is captured."""
+    results, metadata = interpreted(tmp_path, compiled_kernels, "fp8", "3", "1.0", "two")
+    names = [name.removeprefix("two.") for name in results if name.startswith("two.")]
+    assert len(names) == 3 + 2
+    for name in names:
+        assert torch.equal(results[f"two.{name}"], results[f"cuda.{name}"]), name
+    assert int(metadata["graphs"]) == 3 + 6
+    assert {"barrier.signal", "barrier.wait"} <= set(metadata["launched"].split(","))
 
 
 @pytest.mark.slow

@@ -16,13 +16,14 @@ from liveact.device import kernels
 from liveact.errors import DeviceError
 from liveact.vae.vae import Vae
 from tests.support.cuda.fake import FakeCuda
+from tests.support.kernels.manifest import read_manifest
 
 STREAM = 0x4711
 
 
 @pytest.fixture
 def launch(fake: FakeCuda, compiled_kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    images = fake.images(kernels.load("sm_90a", compiled_kernels))
+    images = fake.images(read_manifest("sm_90a", compiled_kernels))
     device = _core.open_cuda(0, images, fake.path, fake.path)
     stream = SimpleNamespace(cuda_stream=STREAM)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
@@ -17,21 +17,33 @@ NUM_LAYERS = 2
 LATENT = (6, 8)  # F = 12
 
 
-def open_device(fake: FakeCuda, images: list[dict[str, Any]]) -> _core.Device:
-    return _core.open_cuda(0, images, fake.path, fake.path)
+def open_device(fake: FakeCuda, images: list[_core.KernelImage], index: int = 0) -> _core.Device:
+    return _core.open_cuda(index, images, fake.path, fake.path)
 
 
 def open_stream(
-    device: _core.Device,
+    device: _core.Device | Sequence[_core.Device],
     weights: dict[str, torch.Tensor],
     precision: Precision = "fp8",
     guidance: float = 1.0,
 ) -> DitStream:
     dit = Dit(device, core_config(NUM_LAYERS), weights, precision)
     stream = dit.open_stream(LATENT, MemoryPolicy(), guidance, 4)
-    stream.set_image(torch.randn(4, IMAGE_DIM), torch.randn(20, 14, *LATENT))
-    stream.set_prompt(torch.randn(5, 64))
+    condition(stream)
     return stream
+
+
+def set_image(stream: DitStream) -> None:
+    stream.set_image(torch.randn(4, IMAGE_DIM), torch.randn(20, 14, *LATENT))
+
+
+def set_prompt(stream: DitStream) -> None:
+    stream.set_prompt(torch.randn(5, 64))
+
+
+def condition(stream: DitStream) -> None:
+    set_image(stream)
+    set_prompt(stream)
 
 
 def denoise(stream: DitStream) -> torch.Tensor:

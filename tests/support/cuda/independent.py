@@ -21,6 +21,12 @@ _TOKENS = _FRAME_ROWS * _FRAME_COLS * _FRAMES
 SIZES: dict[str, int | float] = {
     "rows": _TOKENS + 1,
     "tokens": _TOKENS,
+    "first_token": 0,
+    "end_token": 128,
+    "out_rows": _TOKENS,
+    "lower_heads": _HEADS,
+    "tap_channels": 128 * _HEADS,
+    "all_heads": _HEADS,
     "size": 6144,
     "cols": 1280,
     "heads": _HEADS,
@@ -92,15 +98,17 @@ def buffers(kernel: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
     """A buffer of random numbers, none of them NaN, per pointer."""
     generator = torch.Generator().manual_seed(seed)
 
-    def filled(kind: str) -> torch.Tensor:
+    def filled(name: str, kind: str) -> torch.Tensor:
         if kind in ("*f8", "*u8"):  # codes up to 0x77: 240
             return torch.randint(0, 0x78, (ELEMENTS,), generator=generator, dtype=torch.uint8)
         if kind == "*i32":
             return torch.ones(ELEMENTS, dtype=torch.int32)
+        if kind == "*i64":  # counts of a barrier: a wait must find what it waits for
+            return torch.full((ELEMENTS,), 2 if name == "arrived" else 1)
         values = torch.rand(ELEMENTS, generator=generator) - (0.5 if kind == "*bf16" else 0)
         return values.to(torch.bfloat16) if kind == "*bf16" else values  # fp32: also scales
 
-    return {p["name"]: filled(p["type"]) for p in kernel["parameters"] if is_pointer(p)}
+    return {p["name"]: filled(p["name"], p["type"]) for p in kernel["parameters"] if is_pointer(p)}
 
 
 def run(

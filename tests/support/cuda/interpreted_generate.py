@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -32,7 +31,7 @@ def main() -> int:
     images = fake.images(interpretable(Path(folder)))
     open_cuda = _core.open_cuda
 
-    def open_fake(index: int, images: list[dict[str, Any]], **_: str) -> _core.Device:
+    def open_fake(index: int, images: list[_core.KernelImage], **_: str) -> _core.Device:
         return open_cuda(index, images, fake.path, fake.path)
 
     _core.open_cuda = open_fake

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from liveact import _core
-from liveact.device import kernels
 from tests.support.cuda.blocks import NUM_LAYERS, denoise, open_stream
 from tests.support.cuda.fake import FakeCuda
 from tests.support.cuda.small import random_weights
+from tests.support.kernels.manifest import read_manifest
 
 
 def libraries() -> set[str]:
@@ -27,7 +27,7 @@ def libraries() -> set[str]:
 def main() -> None:
     library, folder, *profilers = sys.argv[1:]
     fake = FakeCuda(Path(library))
-    images = fake.images(kernels.load("sm_90a", Path(folder)))
+    images = fake.images(read_manifest("sm_90a", Path(folder)))
     device = _core.open_cuda(0, images, fake.path, fake.path)
     before = libraries()
     stream = open_stream(device, random_weights(NUM_LAYERS))
