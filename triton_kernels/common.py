@@ -154,14 +154,21 @@ def join_pairs(even, odd, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def store_keys(at, scale_at, even, odd, inside, PAIRS: tl.constexpr, F8: tl.constexpr):
-    """Rotated queries or keys of n heads or tokens [n, PAIRS] to rows [n, 2 * PAIRS] at `at`, fp8
-    with a scale [n, 1] of their own at `scale_at`."""
+def store_queries(at, scale_at, even, odd, PAIRS: tl.constexpr, F8: tl.constexpr):
+    """Rotated queries of n heads [n, PAIRS] to rows [n, 2 * PAIRS] at `at`, fp8 with a scale
+    [n, 1] of their own at `scale_at`."""
     if F8:
         magnitude = tl.maximum(tl.abs(even), tl.abs(odd))
         bound = tl.maximum(tl.max(magnitude, axis=1, keep_dims=True), AMAX_FLOOR)
-        codes = encode(join_pairs(even, odd, PAIRS), tl.div_rn(F8_MAX, bound))
-        tl.store(at, codes, mask=inside)
-        tl.store(scale_at, tl.div_rn(bound, F8_MAX), mask=inside)
+        tl.store(at, encode(join_pairs(even, odd, PAIRS), tl.div_rn(F8_MAX, bound)))
+        tl.store(scale_at, tl.div_rn(bound, F8_MAX))
     else:
-        tl.store(at, join_pairs(even, odd, PAIRS).to(tl.bfloat16), mask=inside)
+        tl.store(at, join_pairs(even, odd, PAIRS).to(tl.bfloat16))
+
+
+@triton.jit
+def store_keys(at, inverse_scale, even, odd, inside, PAIRS: tl.constexpr, F8: tl.constexpr):
+    """Rotated keys of n heads or tokens [n, PAIRS] to rows [n, 2 * PAIRS] at `at`, fp8 with the
+    scale of their head."""
+    keys = join_pairs(even, odd, PAIRS)
+    tl.store(at, encode(keys, inverse_scale) if F8 else keys.to(tl.bfloat16), mask=inside)

@@ -6,10 +6,14 @@ segment. docs/attention.md has the arithmetic; the numbers in the comments below
 
 Layouts: q, k [H, tokens, hd]; V is K-major, [H, hd, stride] with stride = tokens rounded up to
 VALUE_PADDING and zeros beyond the tokens, because an fp8 wgmma reads nothing else.
-fp8: q and k have a scale per token and head; P is multiplied by 256 (kProbabilityScale) before its
-cast, which is an addition in the exponent of exp2 and leaves the result by the division by the row
-sum, which carries the same factor. V's scale per head is applied once, at the end.
+fp8: q has a scale per token and head; K and V have one per head, so that K's goes into the scale of
+the query's row and V's is applied once, at the end. P is multiplied by 256 (kProbabilityScale)
+before its cast, which is an addition in the exponent of exp2 and leaves the result by the division
+by the row sum, which carries the same factor.
 Not finite: a NaN or infinite logit makes its query's row NaN, a NaN in V its column.
+
+Two devices have half of the heads each and the rows of some latent frames: `out` is on the device
+of the first rows, `rest` on that of the others, and one of them is a peer's memory.
 
 Grid: query tiles run fastest, so the 132 programs of a wave share two or three heads, whose K and V
 (3.7 MB a head at 14 latent frames of 1024 tokens) stay in the L2 cache.
@@ -40,12 +44,6 @@ def _key_of_column(column):
 
 
 @triton.jit
-def _to_columns(values, BLOCK_N: tl.constexpr):
-    """[BLOCK_N] in the order of memory → in the order of the score columns."""
-    return values.reshape(BLOCK_N // 16, 4, 2, 2).trans(0, 2, 1, 3).reshape(BLOCK_N)
-
-
-@triton.jit
 def _to_memory(p, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """[BLOCK_M, BLOCK_N] in the order of the score columns → in the order of memory."""
     split = p.reshape(BLOCK_M, BLOCK_N // 16, 2, 4, 2)
@@ -66,17 +64,20 @@ def self_attention(
     q,  # [H, M, HEAD_DIM] f8 or bf16
     q_scale,  # [H, M] f32, f8 only
     context_k,  # [H, Tc, HEAD_DIM]
-    context_k_scale,  # [H, Tc] f32, f8 only
     context_v,  # [H, HEAD_DIM, context_v_stride]
     current_k,  # [H, Tk, HEAD_DIM]
-    current_k_scale,  # [H, Tk] f32, f8 only
     current_v,  # [H, HEAD_DIM, current_v_stride]
+    k_scale,  # [H] f32, f8 only
     v_scale,  # [H] f32, f8 only
-    out,  # [M, H * HEAD_DIM] bf16 or f8
-    out_scale,  # [M] f32, f8 only
-    head_scale,  # [H] f32, f8 only: the largest is every row's scale
+    out,  # [out_rows, all_heads * HEAD_DIM] bf16 or f8, at the columns of the first of these heads
+    out_scale,  # [out_rows] f32, f8 only
+    rest,  # the rows after them, [M - out_rows, all_heads * HEAD_DIM]
+    rest_scale,  # [M - out_rows] f32, f8 only
+    head_scale,  # [all_heads] f32, f8 only: the largest is every row's scale
     tokens,  # M
+    out_rows,
     heads,  # H
+    all_heads,  # of both devices where two share them, else H
     context_tokens,  # Tc, may be 0
     current_tokens,  # Tk, at least 1
     context_v_stride,
@@ -99,6 +100,7 @@ def self_attention(
     row_scale = tl.full([BLOCK_M], SCALE_LOG2, tl.float32)  # logit in powers of two per score
     if F8:
         row_scale *= tl.load(q_scale + head * tokens + rows, mask=inside, other=0.0)
+        row_scale *= tl.load(k_scale + head)
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
@@ -114,17 +116,17 @@ def self_attention(
     for tile in tl.range(0, tiles):
         scores = scores_ahead
         in_context, n, first = _place(tile, context_tiles, context_tokens, current_tokens, BLOCK_N)
-        # NOTE: the order of these statements is the schedule: everything that waits for memory
-        # stands before the product that the softmax is to run under.
-        if F8:
-            # NOTE: [BLOCK_N, 2] with equal columns. A vector shorter than the program's threads is
-            # loaded by Triton once per thread that needs it: 32 loads a thread instead of one.
-            twice = columns[:, None] + tl.zeros([1, 2], tl.int32)
-            k_scale = tl.where(in_context, context_k_scale, current_k_scale) + head * n + first
-            key_scale, _ = tl.split(tl.load(k_scale + twice, mask=twice < n - first, other=0.0))
-            scores *= _to_columns(key_scale, BLOCK_N)[None, :]
         if first + BLOCK_N > n:
             scores = tl.where((keys < n - first)[None, :], scores, float("-inf"))
+
+        # NOTE: the order of these statements is the schedule. The exponents are taken before the
+        # next product is issued: it goes where these scores were, where otherwise 64 moves a tile
+        # would make room. The exponentials, which take twice as long as it, are what runs over it.
+        new_maximum = tl.maximum(maximum, tl.max(scores, axis=1) * row_scale)
+        correction = tl.exp2(maximum - new_maximum)
+        maximum = new_maximum
+        shift = maximum - PROBABILITY_SCALE_LOG2
+        exponents = scores * row_scale[:, None] - shift[:, None]
 
         ahead_in_context, ahead_n, ahead_first = _place(
             tile + 1, context_tiles, context_tokens, current_tokens, BLOCK_N
@@ -139,11 +141,7 @@ def self_attention(
         v_rows = tl.where(in_context, context_v, current_v) + head * HEAD_DIM * v_stride + first
         v_tile = tl.load(v_rows + dims[:, None] * v_stride + columns[None, :])
 
-        new_maximum = tl.maximum(maximum, tl.max(scores, axis=1) * row_scale)
-        correction = tl.exp2(maximum - new_maximum)
-        maximum = new_maximum
-        shift = maximum - PROBABILITY_SCALE_LOG2
-        p = tl.exp2(scores * row_scale[:, None] - shift[:, None])  # 256 · P
+        p = tl.exp2(exponents)  # 256 · P
         total = total * correction + tl.sum(p, axis=1)
         if F8:
             p = _to_memory(p.to(tl.float8e4nv), BLOCK_M, BLOCK_N)
@@ -156,10 +154,14 @@ def self_attention(
     scale = 1.0 / total
     if F8:
         scale *= tl.load(v_scale + head)
-    out_rows = out + rows[:, None].to(tl.int64) * (heads * HEAD_DIM) + head * HEAD_DIM
-    row_scale_out = largest(head_scale, heads) if TO_F8 else 1.0
+    here = rows < out_rows
+    row = tl.where(here, rows, rows - out_rows)
+    targets = tl.where(here, out, rest) + row.to(tl.int64) * (all_heads * HEAD_DIM)
+    scales = tl.where(here, out_scale, rest_scale) + row
+    row_scale_out = largest(head_scale, all_heads) if TO_F8 else 1.0
     values = acc * scale[:, None]
-    store_mixed(out_rows + dims[None, :], values, inside, out_scale + rows, row_scale_out, head)
+    at = targets[:, None] + head * HEAD_DIM + dims[None, :]
+    store_mixed(at, values, inside, scales, row_scale_out, head)
 
 
 def _spec(f8: bool, to_f8: bool = False) -> Spec:
@@ -171,17 +173,20 @@ def _spec(f8: bool, to_f8: bool = False) -> Spec:
             "q": element,
             "q_scale": "*f32:4",
             "context_k": element,
-            "context_k_scale": "*f32:4",
             "context_v": element,
             "current_k": element,
-            "current_k_scale": "*f32:4",
             "current_v": element,
+            "k_scale": "*f32:4",
             "v_scale": "*f32:4",
             "out": "*f8" if to_f8 else "*bf16",
             "out_scale": "*f32:4",
+            "rest": "*f8" if to_f8 else "*bf16",
+            "rest_scale": "*f32:4",
             "head_scale": "*f32:4",
             "tokens": "i32",
+            "out_rows": "i32",
             "heads": "i32",
+            "all_heads": "i32",
             "context_tokens": "i32",
             "current_tokens": "i32",
             "context_v_stride": f"i32:{VALUE_PADDING}",

@@ -2,11 +2,11 @@
 (csrc/core/ops.h, include/liveact/kv_layout.h). Every target slot is one pair of launches:
 
 `update_memory.key.{compress,move}.{f8,bf16}`: keys are un-rotated from the slot, row and column
-they were rotated for, filtered with 5 taps (or moved), rotated for the target, quantised again.
-`update_memory.value.{compress,move}.{f8,bf16}`: values keep the head's fixed scale, so it cancels
-and a move is a copy of bytes. V is K-major, [H, hd, stride]: a slot starts at any byte of a row.
-`update_memory.copy.{f8,bf16}`: one slot of a segment (K, its scales, V) to another one of the same
-layout.
+they were rotated for, filtered with 5 taps (or moved), rotated for the target, rounded again.
+`update_memory.value.{compress,move}.{f8,bf16}`: values are filtered; a move is a copy of bytes.
+V is K-major, [H, hd, stride]: a slot starts at any byte of a row.
+`update_memory.copy.{f8,bf16}`: one slot of a segment (K, V) to another one of the same layout.
+Keys and values in fp8 keep the fixed scales of their head, so these cancel: nothing here reads one.
 
 The 5F tokens of the sources s0..s4 are one sequence; target token t takes, as tap j, token
 t · token_stride + j · tap_stride of it: (5, 1) compresses along tokens, (1, F) along latent frames,
@@ -21,11 +21,11 @@ only, straight into the context, (3) copies the staged slots. Sources and target
 arguments for that.
 
 DRAM traffic of one update, released counts (2 compress, 2 move), F = 1024, 40 heads × 128, fp8. A
-slot's K or V is 5.24 MB, its scales 0.16 MB:
-    read 2 · 5 + 2 = 12 slots of K and V      128 MB
+slot's K or V is 5.24 MB:
+    read 2 · 5 + 2 = 12 slots of K and V      126 MB
     write 4 slots                              42 MB
     copy of the one staged slot                11 MB written; its reads hit L2
-181 MB = 48 µs at 3.8 TB/s; 120 updates 5.7 ms = 0.63 % of a block of 0.9 s, against 0.5 % aimed at
+179 MB = 47 µs at 3.8 TB/s; 120 updates 5.7 ms = 0.63 % of a block of 0.9 s, against 0.5 % aimed at
 (and 1.9 % in the paper). NOTE: the reads and writes without any copy are already 0.60 %, so the aim
 needs either what attention has just left in L2 (50 MB) or, better, a second stream: nothing needs
 the context before the next block, and only the next layer's split_qkv must wait for the current
@@ -56,15 +56,13 @@ def pick(frame, source0, source1, source2, source3, source4):
 @triton.jit
 def update_keys(
     context,  # [heads, context_tokens, HD] f8 or bf16
-    context_scale,  # [heads, context_tokens] f32, f8 only
     current,  # [heads, current_tokens, HD]
-    current_scale,  # [heads, current_tokens] f32, f8 only
     target,  # [heads, context_tokens, HD]: staging, or the context
-    target_scale,  # [heads, context_tokens] f32, f8 only
-    taps,  # [5, heads * HD] f32, compress only
+    taps,  # [5, tap_channels] f32, compress only; it starts at the first of these heads
     frame_table,  # [positions, PAIRS_FRAME, 2] f32, (cos, sin); a slot is its position
     row_table,  # [grid_rows, PAIRS_ROW, 2] f32
     col_table,  # [grid_cols, PAIRS_COL, 2] f32
+    tap_channels,  # D, of all heads
     heads,
     frame_tokens,  # F
     grid_cols,
@@ -92,7 +90,7 @@ def update_keys(
     inside = token < frame_tokens
     dim = tl.arange(0, HD)[None, :]
     # What does not depend on the head: where each tap's rows start, how they are rotated.
-    rows, scales, tokens_per_head, coss, sins = (), (), (), (), ()
+    rows, tokens_per_head, coss, sins = (), (), (), ()
     for j in tl.static_range(TAPS):
         sequence = tl.where(inside, token * token_stride + j * tap_stride, 0)
         slot = pick(sequence // frame_tokens, source0, source1, source2, source3, source4)
@@ -100,7 +98,6 @@ def update_keys(
         in_current = slot >= first_slot
         at = tl.where(in_current, slot - first_slot, slot) * frame_tokens + source_token
         rows += (tl.where(in_current, current + at * HD, context + at * HD),)
-        scales += (tl.where(in_current, current_scale + at, context_scale + at),)
         tokens_per_head += (tl.where(in_current, current_tokens, context_tokens),)
         cos, sin = angles(
             frame_table,
@@ -132,14 +129,12 @@ def update_keys(
         even_sum = tl.zeros((TOKENS, PAIRS), tl.float32)
         odd_sum = tl.zeros((TOKENS, PAIRS), tl.float32)
         for j in tl.static_range(TAPS):
-            offset = head * tokens_per_head[j]
-            keys = tl.load(rows[j] + offset * HD + dim).to(tl.float32)
-            if F8:
-                keys *= tl.load(scales[j] + offset)
+            offset = head * tokens_per_head[j] * HD
+            keys = tl.load(rows[j] + offset + dim).to(tl.float32)
             even, odd = split_pairs(keys, PAIRS)
             even, odd = even * coss[j] + odd * sins[j], odd * coss[j] - even * sins[j]
             if TAPS > 1:
-                tap = tl.load(taps + (j * heads + head) * HD + dim)
+                tap = tl.load(taps + j * tap_channels + head * HD + dim)
                 even_tap, odd_tap = split_pairs(tap, PAIRS)
                 even, odd = even * even_tap, odd * odd_tap
             even_sum += even
@@ -147,7 +142,7 @@ def update_keys(
         at = head * context_tokens + target_slot * frame_tokens + token
         store_keys(
             target + at * HD + dim,
-            target_scale + at,
+            1.0,  # the scale of sources and target
             even_sum * cos - odd_sum * sin,
             even_sum * sin + odd_sum * cos,
             inside,
@@ -161,7 +156,8 @@ def update_values(
     context,  # [heads, HD, context_stride] f8 or bf16
     current,  # [heads, HD, current_stride]
     target,  # [heads, HD, context_stride]: staging, or the context
-    taps,  # [5, heads * HD] f32, compress only
+    taps,  # [5, tap_channels] f32, compress only; it starts at the first of these heads
+    tap_channels,  # D, of all heads
     heads,
     frame_tokens,  # F
     context_stride,
@@ -188,6 +184,7 @@ def update_values(
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[None, :]
     at = target + row * context_stride + target_slot * frame_tokens + token
     total = tl.zeros((TOKENS, ROWS), tl.float32)
+    tap = taps + row
     for j in tl.static_range(TAPS):
         sequence = tl.where(inside, token * token_stride + j * tap_stride, 0)
         slot = pick(sequence // frame_tokens, source0, source1, source2, source3, source4)
@@ -199,7 +196,8 @@ def update_values(
         if TAPS == 1:
             tl.store(at, values, mask=inside)
         else:
-            total += values.to(tl.float32) * tl.load(taps + j * heads * HD + row)
+            total += values.to(tl.float32) * tl.load(tap)
+            tap += tap_channels
     if TAPS > 1:
         # Sources and target have one scale, so it cancels: the sum is the new code's value.
         result = encode(total, 1.0) if F8 else total.to(tl.bfloat16)
@@ -209,10 +207,8 @@ def update_values(
 @triton.jit
 def copy_slot(
     source_k,  # [heads, tokens, HD] f8 or bf16
-    source_scale,  # [heads, tokens] f32, f8 only
     source_v,  # [heads, HD, v_stride]
     target_k,
-    target_scale,
     target_v,
     heads,
     frame_tokens,
@@ -220,7 +216,6 @@ def copy_slot(
     v_stride,
     slot,
     HD: tl.constexpr,
-    F8: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
     head = tl.program_id(1)
@@ -228,12 +223,8 @@ def copy_slot(
     inside = in_frame < frame_tokens
     token = slot * frame_tokens + in_frame
     dim = tl.arange(0, HD)
-    index = head * tokens + token
-    at = index[:, None] * HD + dim[None, :]
+    at = (head * tokens + token)[:, None] * HD + dim[None, :]
     tl.store(target_k + at, tl.load(source_k + at, mask=inside[:, None]), mask=inside[:, None])
-    if F8:
-        scales = tl.load(source_scale + index, mask=inside)
-        tl.store(target_scale + index, scales, mask=inside)
     at = (head * HD + dim[:, None]) * v_stride + token[None, :]
     tl.store(target_v + at, tl.load(source_v + at, mask=inside[None, :]), mask=inside[None, :])
 
@@ -258,15 +249,13 @@ def _key_spec(taps: int, f8: bool) -> Spec:
         function=update_keys,
         parameters={
             "context": data,
-            "context_scale": "*f32:4",
             "current": data,
-            "current_scale": "*f32:4",
             "target": data,
-            "target_scale": "*f32:4",
             "taps": "*f32",
             "frame_table": "*f32",
             "row_table": "*f32",
             "col_table": "*f32",
+            "tap_channels": "i32:128",
             "heads": "i32",
             "frame_tokens": "i32",
             "grid_cols": "i32",
@@ -301,6 +290,7 @@ def _value_spec(taps: int, f8: bool) -> Spec:
             "current": data,
             "target": data,
             "taps": "*f32",
+            "tap_channels": "i32:128",
             "heads": "i32",
             "frame_tokens": "i32",
             "context_stride": "i32:16",
@@ -329,10 +319,8 @@ def _copy_spec(f8: bool) -> Spec:
         function=copy_slot,
         parameters={
             "source_k": data,
-            "source_scale": "*f32:4",
             "source_v": data,
             "target_k": data,
-            "target_scale": "*f32:4",
             "target_v": data,
             "heads": "i32",
             "frame_tokens": "i32",
@@ -340,7 +328,7 @@ def _copy_spec(f8: bool) -> Spec:
             "v_stride": "i32:16",
             "slot": "i32",
         },
-        constexprs={"HD": HEAD_DIM, "F8": f8},
+        constexprs={"HD": HEAD_DIM},
         launch=COPY_TUNING,
         grid=((Ceil("frame_tokens", "TOKENS"),), (Ceil("heads"),), (1,)),
         reason="Reads what was written a moment ago, from L2; keys in 16-byte accesses, values in "

@@ -8,21 +8,20 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from liveact import _core, _core_dev
-from liveact.blocks import audio_rows
-from liveact.checkpoint.layout import DIT_STEM
-from liveact.checkpoint.tensors import open_tensors
 from liveact.device import kernels
-from liveact.device.devices import cublaslt_library, cuda_obstacle
-from liveact.dit.dit import Dit, DitStream, MemoryPolicy
-from liveact.dit.weights import read_config
+from liveact.device.devices import cuda_obstacle
+from liveact.dit.dit import Dit
 from tests.support.compare import relative_error
 from tests.support.cuda import independent
+from tests.support.cuda.recorded_dit import denoise, load_dit, open_cuda, open_stream
+from tests.support.kernels.manifest import read_manifest
 from tests.support.paths import REPOSITORY
 
 pytestmark = pytest.mark.gpu
@@ -35,39 +34,10 @@ def cuda() -> _core.Device:
     return open_cuda()
 
 
-def open_cuda() -> _core.Device:
-    images = kernels.load(_core.cuda_architecture(0))
-    return _core.open_cuda(0, images, cublaslt=cublaslt_library())
-
-
 @pytest.fixture(scope="module")
 def recorded(load_golden: Any) -> dict[str, torch.Tensor]:
     inputs: dict[str, torch.Tensor] = load_golden("dit/inputs.safetensors")
     return inputs
-
-
-def load_dit(golden: Any, device: _core.Device, precision: str) -> Dit:
-    tensors = open_tensors(golden / "dit", DIT_STEM)
-    return Dit(device, read_config(golden / "dit" / "config.json", tensors), tensors, precision)
-
-
-def open_stream(dit: Dit, recorded: dict[str, torch.Tensor], **options: Any) -> DitStream:
-    y = recorded["y"][0]
-    stream = dit.open_stream(
-        (y.shape[2], y.shape[3]), MemoryPolicy(), image_tokens=recorded["clip"].shape[1], **options
-    )
-    stream.set_image(recorded["clip"][0], y)
-    stream.set_prompt(recorded["text"])
-    return stream
-
-
-def denoise(stream: DitStream, recorded: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The next block; blocks past the recording repeat its last one."""
-    block = stream.next_block
-    source = min(block, 4)
-    renoise = torch.stack([recorded[f"renoise.{source}.{i}"] for i in range(2)])
-    rows = audio_rows(recorded["audio"], source, stream.frames_of_next_block)
-    return stream.denoise(recorded[f"noise.{source}"], renoise, rows)
 
 
 @pytest.mark.parametrize("precision", ["fp8", "bf16"])
@@ -135,7 +105,7 @@ def test_every_kernel_as_launched_by_others(cuda) -> None:
         return tensor.view(torch.uint8)
 
     try:
-        for kernel in kernels.load(_core.cuda_architecture(0)):
+        for kernel in read_manifest(_core.cuda_architecture(0), kernels.PACKAGED):
             given = independent.buffers(kernel, seed=7)
             expected = independent.run(kernel, given)
             written = [n for n, t in given.items() if not torch.equal(bits(t), bits(expected[n]))]
@@ -143,7 +113,7 @@ def test_every_kernel_as_launched_by_others(cuda) -> None:
             found = independent.run(
                 kernel,
                 given,
-                lambda values, name=kernel["name"]: _core.launch(cuda, name, 0, values),
+                partial(_core.launch, cuda, kernel["name"], 0),
             )
             for name, tensor in expected.items():
                 assert torch.equal(bits(found[name]), bits(tensor)), f"{kernel['name']}: {name}"

@@ -71,9 +71,12 @@ def test_conv_epilogue(launch: Any, case: KernelCase) -> None:
     target = None if variant == "frames" else found
     kept = KernelOps(launch).settle(x, target, norm, keep or target is None)
     kept_expected = TorchOps(torch.float32).settle(y, expected, norm, keep=True)
-    if target is not None:
+    if target is not None and case.values == "huge":  # the squares are infinite, and the norm is 0
+        assert torch.equal(found, expected)
+    elif target is not None:
         assert relative_error(found, expected) < 2.0**-8
     if kept is not None:
+        assert kept_expected is not None
         assert relative_error(kept, kept_expected.bfloat16()) < 2.0**-8
 
 
@@ -96,8 +99,10 @@ def test_decodes_as_recorded(vae, path, latent, load_golden, frames_per_call: in
         return relative_error(video, expected)
 
     plain = Vae.load(path)
-    plain._decoder_ops = TorchOps(torch.bfloat16)
-    assert error(vae.open_stream(frames_per_call)) < 2 * error(plain.open_stream())
+    plain.decoder_ops = TorchOps(torch.bfloat16)
+    bound = 2 * error(plain.open_stream())
+    assert bound > 1e-3, "expected the error of bf16"
+    assert error(vae.open_stream(frames_per_call)) < bound
 
 
 def test_encodes_as_recorded(vae, load_golden) -> None:

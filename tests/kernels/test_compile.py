@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.kernel_cases import CASES, VAE_CASES
 from tests.support import builds
+from tests.support.kernels.machine_code import disassemble, names
 from tests.support.paths import REPOSITORY
 from triton_kernels.compile import CAPABILITIES, compile_all, compile_spec, key_of, source_of
 from triton_kernels.registry import all_specs, specs_for
@@ -30,6 +31,8 @@ WITHOUT_KERNEL = {
     "upload": "a copy by the driver",
     "download": "a copy by the driver",
     "export_kv": "for inspection: downloads the segment and converts it on the CPU",
+    "idle": "a question to the driver",
+    "turn": "a lock",
     "replay": "CUDA graphs",
     "begin_record": "CUDA graphs",
     "end_record": "CUDA graphs",
@@ -53,7 +56,7 @@ def manifest(out: Path) -> dict[str, Any]:
 
 def ops_of_header() -> set[str]:
     text = (REPOSITORY / "csrc" / "core" / "op_list.h").read_text()
-    return set(re.findall(r"^LIVEACT_(?:OP|QUEUE_CALL)\(\w+, (\w+),", text, re.MULTILINE))
+    return set(re.findall(r"^LIVEACT_(?:OP|QUEUE_CALL)\([^,]+, (\w+),", text, re.MULTILINE))
 
 
 def test_ops_and_specs_cover_each_other() -> None:
@@ -66,7 +69,8 @@ def test_ops_and_specs_cover_each_other() -> None:
 
 def test_every_kernel_has_cases_of_every_group() -> None:
     attention = {"self_attention", "cross_attention", "audio_attention"}  # have their own list
-    kernels = {spec.name.split(".")[0] for spec in all_specs().values()} - attention
+    between = {"barrier"}  # of two devices: tests/kernels/interpreted/test_two_devices.py
+    kernels = {spec.name.split(".")[0] for spec in all_specs().values()} - attention - between
     for group in ("correctness", "corner", "performance"):
         cases = (*CASES, *VAE_CASES)
         assert {case.op for case in cases if case.group == group} == kernels
@@ -76,8 +80,9 @@ def test_every_kernel_has_cases_of_every_group() -> None:
 def test_spec_is_consistent(name: str) -> None:
     """Parameters and constexprs are the function's arguments; the grid names what exists."""
     spec = all_specs()[name]
-    # Those without an op: the bf16 path of `linear`, and what liveact.vae.ops launches.
-    others = {"apply_epilogue", *(case.op for case in VAE_CASES)}
+    # Those without an op of their name: the bf16 path of `linear`, `signal` and `wait`, and what
+    # liveact.vae.ops launches.
+    others = {"apply_epilogue", "barrier", *(case.op for case in VAE_CASES)}
     assert name.split(".")[0] in {*spec.ops, *others} and spec.reason
     assert re.fullmatch(r"[a-z0-9_.]+", name)
     for arch in spec.arches or CAPABILITIES:
@@ -100,6 +105,20 @@ def test_gates_on_the_product_architecture(product_kernels: Path) -> None:
         ):
             found[spec.name] = (kernel["registers"], kernel["shared_bytes"], kernel["spill_bytes"])
     assert not found, f"beyond their gates (registers, shared bytes, spill bytes): {found}"
+
+
+def test_the_barrier_is_ordered_for_the_whole_system(product_kernels: Path) -> None:
+    """A signal makes what was stored before it visible to both devices, and only then raises the
+    count; a wait reads the count past every cache and drops what the L1 cache had."""
+    signal, wait = (
+        names(disassemble(product_kernels / PRODUCT / f"barrier.{name}.cubin"))
+        for name in ("signal", "wait")
+    )
+    raised = signal.index("REDG.E.MAX.S64.STRONG.SYS")
+    assert "MEMBAR.ALL.SYS" in signal[:raised]
+    assert not any(name.startswith("ST") for name in signal[raised:])
+    reads = [i for i, name in enumerate(wait) if name == "LDG.E.64.STRONG.SYS"]
+    assert reads and all(wait[i + 1] == "CCTL.IVALL" for i in reads)
 
 
 def test_manifest_is_the_abi(product_kernels: Path) -> None:
@@ -177,7 +196,7 @@ def test_small_kernels_compile_everywhere_without_spills(arch: str) -> None:
     names = [spec.name for spec in specs_for(arch).values() if is_small(spec)]
     with get_context("spawn").Pool(builds.compilers()) as pool:
         spills = pool.starmap(spill_bytes, [(name, arch) for name in names], chunksize=1)
-    assert len(spills) == len(names) == 44
+    assert len(spills) == len(names) == 46
     assert not [name for name, spilt in zip(names, spills, strict=True) if spilt > 0]
 
 

@@ -18,7 +18,7 @@ FOLDER = Path(__file__).resolve().parent / "interpreted"
 
 
 FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
-SLOW = {"test_memory.py", "test_vae_decoder.py"}
+SLOW = {"test_memory.py", "test_two_devices.py", "test_vae_decoder.py"}
 
 
 @pytest.mark.parametrize(

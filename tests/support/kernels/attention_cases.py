@@ -24,6 +24,7 @@ HEAD_DIM = 128
 VALUE_PADDING = 128
 F8_MAX = 448.0
 VALUE_HEADROOM = 8.0  # kValueHeadroom in csrc/core/ops.h
+KEY_HEADROOM = 5.0  # about √5120 over the largest of normal keys
 
 # Half a unit in the last place, relative: 4 and 8 significant bits.
 F8_STEP = 2.0**-4
@@ -62,15 +63,11 @@ class Segment:
     """Keys and values of consecutive tokens, quantised."""
 
     k: torch.Tensor  # [H, T, HEAD_DIM] fp8 or bf16
-    k_scale: torch.Tensor  # [H, T]
     v: torch.Tensor  # [H, HEAD_DIM, stride], K-major, zero beyond T
 
     @property
     def tokens(self) -> int:
         return self.k.shape[1]
-
-    def keys(self) -> torch.Tensor:
-        return self.k.double() * self.k_scale.double()[..., None]
 
     def values(self) -> torch.Tensor:
         return self.v.double()[..., : self.tokens].transpose(1, 2)
@@ -84,29 +81,33 @@ class SelfAttention:
     q_scale: torch.Tensor  # [H, M]
     context: Segment
     current: Segment
+    k_scale: torch.Tensor  # [H]
     v_scale: torch.Tensor  # [H]
 
     @property
     def is_f8(self) -> bool:
         return self.q.dtype == torch.float8_e4m3fn
 
-    def arguments(self) -> dict[str, torch.Tensor | int]:
+    def arguments(self) -> dict[str, Any]:
         heads, tokens, _ = self.q.shape
         return {
             "q": self.q,
             "q_scale": self.q_scale,
             "context_k": self.context.k,
-            "context_k_scale": self.context.k_scale,
             "context_v": self.context.v,
             "current_k": self.current.k,
-            "current_k_scale": self.current.k_scale,
             "current_v": self.current.v,
+            "k_scale": self.k_scale,
             "v_scale": self.v_scale,
             "out": torch.empty(tokens, heads * HEAD_DIM, dtype=torch.bfloat16),
             "out_scale": torch.empty(tokens),
+            "rest": torch.empty(0, heads * HEAD_DIM, dtype=torch.bfloat16),
+            "rest_scale": torch.empty(0),
             "head_scale": self.v_scale,
             "tokens": tokens,
+            "out_rows": tokens,
             "heads": heads,
+            "all_heads": heads,
             "context_tokens": self.context.tokens,
             "current_tokens": self.current.tokens,
             "context_v_stride": self.context.v.shape[2],
@@ -121,7 +122,8 @@ class SelfAttention:
         logit_error: of a logit, relative to the sum of its terms' magnitudes.
         """
         q = self.q.double() * self.q_scale.double()[..., None]
-        keys = torch.cat([self.context.keys(), self.current.keys()], dim=1)
+        keys = torch.cat([self.context.k.double(), self.current.k.double()], dim=1)
+        keys = keys * self.k_scale.double()[:, None, None]
         values = torch.cat([self.context.values(), self.current.values()], dim=1)
         values = values * self.v_scale.double()[:, None, None]
         root = math.sqrt(HEAD_DIM)
@@ -168,22 +170,28 @@ def make(
 ) -> SelfAttention:
     """From fp32 q and (k, v) pairs, each [H, tokens, HEAD_DIM]."""
     heads = q.shape[0]
-    amax = torch.cat([context[1], current[1]], dim=1).abs().amax(dim=(1, 2)).clamp(min=1e-12)
-    v_scale = amax * VALUE_HEADROOM / F8_MAX
+
+    def fixed_scale(part: int, headroom: float) -> torch.Tensor:
+        largest = torch.cat([context[part], current[part]], dim=1).abs().amax(dim=(1, 2))
+        return largest.clamp(min=1e-12) * headroom / F8_MAX
+
+    k_scale, v_scale = fixed_scale(0, KEY_HEADROOM), fixed_scale(1, VALUE_HEADROOM)
 
     def segment(k: torch.Tensor, v: torch.Tensor) -> Segment:
         if not f8:
-            ones = torch.ones(heads, k.shape[1])
-            return Segment(k.bfloat16(), ones, k_major(v, torch.bfloat16))
-        codes, scale = quantize(k)
-        scaled = (v / v_scale[:, None, None]).clamp(-F8_MAX, F8_MAX)
-        return Segment(codes, scale, k_major(scaled, torch.float8_e4m3fn))
+            return Segment(k.bfloat16(), k_major(v, torch.bfloat16))
+        k, v = (
+            (x / scale[:, None, None]).clamp(-F8_MAX, F8_MAX)
+            for x, scale in ((k, k_scale), (v, v_scale))
+        )
+        return Segment(k.to(torch.float8_e4m3fn), k_major(v, torch.float8_e4m3fn))
 
     if f8:
         codes, scale = quantize(q)
     else:
-        codes, scale, v_scale = q.bfloat16(), torch.ones(q.shape[:2]), torch.ones(heads)
-    return SelfAttention(codes, scale, segment(*context), segment(*current), v_scale)
+        codes, scale = q.bfloat16(), torch.ones(q.shape[:2])
+        k_scale = v_scale = torch.ones(heads)
+    return SelfAttention(codes, scale, segment(*context), segment(*current), k_scale, v_scale)
 
 
 def random_tokens(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import pickle
 import re
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 
 from tests.support import builds
+from tests.support.kernels.machine_code import disassemble, names
 from triton_kernels import (
     audio_attention,
     cross_attention,
@@ -85,8 +85,7 @@ def _compile(name: str, arch: str) -> Kernel:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(kernel.asm["cubin"])
         registers, spill_bytes = resource_usage(file)
-        command = [knobs.nvidia.nvdisasm.path, "-c", str(file)]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        lines = disassemble(file)
     metadata = kernel.metadata
     return Kernel(
         cubin=kernel.asm["cubin"],
@@ -96,14 +95,9 @@ def _compile(name: str, arch: str) -> Kernel:
         scratch_bytes=metadata.global_scratch_size + metadata.profile_scratch_size,
         registers=registers,
         spill_bytes=spill_bytes,
-        instructions=_names(text.splitlines()),
-        loops=_product_loops(text.splitlines()),
+        instructions=names(lines),
+        loops=_product_loops(lines),
     )
-
-
-def _names(lines: list[str]) -> tuple[str, ...]:
-    pattern = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P[T\d]+ )?([A-Z0-9_]+(?:\.[A-Z0-9_x]+)*)")
-    return tuple(m.group(1) for line in lines if (m := pattern.search(line)))
 
 
 def _product_loops(lines: list[str]) -> tuple[tuple[str, ...], ...]:
@@ -118,7 +112,7 @@ def _product_loops(lines: list[str]) -> tuple[tuple[str, ...], ...]:
             labels[m.group(1)] = i
         m = re.search(r"BRA(?:\.\w+)*\s+(?:!?U?P\d+, )?`\((\.L_x_\d+)\)", line)
         if m and m.group(1) in labels:
-            body = _names(lines[labels[m.group(1)] : i + 1])
+            body = names(lines[labels[m.group(1)] : i + 1])
             if any("GMMA" in name for name in body) and "EXIT" not in body:
                 ranges.append((labels[m.group(1)], i, body))
     return tuple(

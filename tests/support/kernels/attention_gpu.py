@@ -71,10 +71,9 @@ def on_device(tensors: dict[str, torch.Tensor]) -> Iterator[dict[str, int]]:
             size = max(tensor.nbytes, 16)  # a context without tokens has no bytes
             _check(cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(size)), "cuMemAlloc")
             addresses[name] = address.value
-            host = ctypes.c_void_p(tensor.data_ptr())
-            _check(
-                cuda.cuMemcpyHtoD_v2(address, host, ctypes.c_size_t(tensor.nbytes)), "cuMemcpyHtoD"
-            )
+            host, nbytes = ctypes.c_void_p(tensor.data_ptr()), ctypes.c_size_t(tensor.nbytes)
+            if tensor.nbytes:
+                _check(cuda.cuMemcpyHtoD_v2(address, host, nbytes), "cuMemcpyHtoD")
         yield addresses
     finally:
         for value in addresses.values():
@@ -170,11 +169,12 @@ def released_size(f8: bool, frame_tokens: int, heads: int = 40) -> SelfAttention
         return as_bytes[index].view(x.dtype)
 
     def segment(part: Segment) -> Segment:
-        return Segment(repeated(part.k), repeated(part.k_scale), repeated(part.v))
+        return Segment(repeated(part.k), repeated(part.v))
 
     context, current = segment(case.context), segment(case.current)
-    q, q_scale, v_scale = (repeated(x) for x in (case.q, case.q_scale, case.v_scale))
-    return SelfAttention(q, q_scale, context, current, v_scale)
+    q, q_scale = repeated(case.q), repeated(case.q_scale)
+    k_scale, v_scale = repeated(case.k_scale), repeated(case.v_scale)
+    return SelfAttention(q, q_scale, context, current, k_scale, v_scale)
 
 
 def main() -> None:

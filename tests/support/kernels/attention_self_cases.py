@@ -52,13 +52,14 @@ def _negative_logits(f8: bool) -> SelfAttention:
 
 
 def _extreme_scales(f8: bool) -> SelfAttention:
-    """Heads whose v_scale is 1e-30 and 1e30, rows of zeros (scale 1e-12/448), large keys."""
+    """Heads whose v_scale is 1e-30 and 1e30, rows of zeros (scale 1e-12/448), a head of large keys
+    and one without any (gain 0)."""
     case = _random(30, 20, 140)(f8)
     case.q[:, 3] = 0
     if f8:
         case.q_scale[:, 3] = 1e-12 / 448
-        case.current.k_scale[:, 17] = 1e-12 / 448
-        case.context.k_scale *= 1000.0
+        case.k_scale *= torch.tensor([1000.0, 0.0])
+        case.k_scale.clamp_(min=1e-12 / 448)
         case.q_scale *= 1e-3
         case.v_scale = torch.tensor([1e-30, 1e30])
     return case

@@ -59,29 +59,23 @@ class Segment:
     """KvSegment of csrc/core/ops.h with the GPU's V."""
 
     k: Tensor  # [H, T, hd]
-    k_scale: Tensor | None  # [H, T], fp8 only
     v: Tensor  # [H, hd, stride]
+    k_scale: Tensor | None = None  # [H], fp8 only
     v_scale: Tensor | None = None  # [H], fp8 only
 
-    def key_part(self) -> tuple[Tensor, Tensor | None]:
-        return self.k, self.k_scale
-
     def clone(self) -> Segment:
-        scale = None if self.k_scale is None else self.k_scale.clone()
-        return replace(self, k=self.k.clone(), k_scale=scale, v=self.v.clone())
+        return replace(self, k=self.k.clone(), v=self.v.clone())
 
-    def slot(self, slot: int, frame_tokens: int) -> tuple[Tensor, Any, Tensor]:
-        """(k, k_scale, v) of one slot, v [H, F, hd]."""
+    def slot(self, slot: int, frame_tokens: int) -> tuple[Tensor, Tensor]:
+        """(k, v) of one slot, [H, F, hd]."""
         at = slice(slot * frame_tokens, (slot + 1) * frame_tokens)
-        scale = None if self.k_scale is None else self.k_scale[:, at]
-        values = self.v[:, :, at].transpose(1, 2).contiguous()
-        return self.k[:, at].contiguous(), scale, values
+        return self.k[:, at].contiguous(), self.v[:, :, at].transpose(1, 2).contiguous()
 
     def decoded(self) -> tuple[Tensor, Tensor]:
         """Keys and values in float64, [H, T, hd] each."""
         k, v = self.k.double(), token_major(self.v, self.k.shape[1]).double()
         if self.k_scale is not None and self.v_scale is not None:
-            k = k * self.k_scale.double().unsqueeze(-1)
+            k = k * self.k_scale.double().view(-1, 1, 1)
             v = v * self.v_scale.double().view(-1, 1, 1)
         return k, v
 
@@ -96,7 +90,6 @@ def new_segment(heads: int, tokens: int, f8: bool) -> Segment:
     stride = -(-tokens // VALUE_STRIDE) * VALUE_STRIDE
     return Segment(
         k=torch.full((heads, tokens, HEAD_DIM), float("nan")).to(dtype),
-        k_scale=torch.full((heads, tokens), float("nan")) if f8 else None,
         v=torch.zeros(heads, HEAD_DIM, stride).to(dtype),
     )
 
@@ -110,15 +103,18 @@ def launch_update(
     first_slot: int,
     current: Segment,
     context: Segment,
+    first_channel: int = 0,
 ) -> None:
-    """The three rounds that triton_kernels/update_memory.py describes. taps are [D, 5]."""
+    """The three rounds that triton_kernels/update_memory.py describes. taps are [D, 5], the heads
+    of the segments those from first_channel on."""
     # A few hundred tokens are too many programs for the interpreter at the tuned sizes.
     many = rope[1].shape[0] * rope[2].shape[0] > 64
     tiles = {"TOKENS": 256 if many else 16, "ROWS": HEAD_DIM}
     heads, context_tokens = context.k.shape[:2]
     frame_tokens = rope[1].shape[0] * rope[2].shape[0]
-    kind = "bf16" if context.k_scale is None else "f8"
-    staging = new_segment(heads, context_tokens, context.k_scale is not None)
+    f8 = context.k.itemsize == 1
+    kind = "f8" if f8 else "bf16"
+    staging = new_segment(heads, context_tokens, f8)
 
     def build(target: int, sources: list[int], to: Segment) -> None:
         variant = f"{'move' if len(sources) == 1 else 'compress'}.{kind}"
@@ -134,15 +130,13 @@ def launch_update(
             f"update_memory.key.{variant}",
             tiles,
             context=context.k,
-            context_scale=context.k_scale,
             current=current.k,
-            current_scale=current.k_scale,
             target=to.k,
-            target_scale=to.k_scale,
-            taps=taps[0].T.contiguous(),
+            taps=taps[0].T.contiguous().view(-1)[first_channel:],
             frame_table=rope[0],
             row_table=rope[1],
             col_table=rope[2],
+            tap_channels=taps[0].shape[0],
             heads=heads,
             frame_tokens=frame_tokens,
             grid_cols=rope[2].shape[0],
@@ -156,7 +150,8 @@ def launch_update(
             context=context.v,
             current=current.v,
             target=to.v,
-            taps=taps[1].T.contiguous(),
+            taps=taps[1].T.contiguous().view(-1)[first_channel:],
+            tap_channels=taps[0].shape[0],
             heads=heads,
             frame_tokens=frame_tokens,
             context_stride=context.v.shape[2],
@@ -175,10 +170,8 @@ def launch_update(
             f"update_memory.copy.{kind}",
             tiles,
             source_k=staging.k,
-            source_scale=staging.k_scale,
             source_v=staging.v,
             target_k=context.k,
-            target_scale=context.k_scale,
             target_v=context.v,
             heads=heads,
             frame_tokens=frame_tokens,
