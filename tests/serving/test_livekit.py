@@ -27,6 +27,7 @@ from livekit.agents.voice.avatar import (
 from liveact.engine import Engine
 from liveact.errors import InputError, SessionError
 from liveact.integrations.livekit import LiveActVideoGenerator, load_of
+from liveact.session.pacing import Frame, Pacer
 from tests.support.livekit_room import Room, linked_rooms
 from tests.support.paths import PORTRAIT
 from tests.support.pipeline import speech
@@ -280,6 +281,33 @@ def test_a_picture_that_was_handed_out_loses_its_sound_to_a_clearing(engine: Eng
                 assert isinstance(await anext(items), AudioSegmentEnd)
                 assert isinstance(await anext(items), rtc.VideoFrame)
                 await clearing
+
+    run(work())
+
+
+def test_a_frame_that_came_right_before_a_clearing_is_not_handed_out(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there, but nobody has taken it when the clearing begins."""
+    original = Pacer.next_frame
+
+    async def work() -> None:
+        async with heard(engine) as (generator, listener):
+            clearing: list[asyncio.Task[None]] = []
+
+            async def next_frame(self: Pacer) -> Frame | None:
+                frame = await original(self)
+                if frame is not None and frame.speech and not clearing:
+                    clearing.append(asyncio.create_task(generator.clear_buffer()))
+                return frame
+
+            monkeypatch.setattr(Pacer, "next_frame", next_frame)
+            for part in sound(2.5):
+                await generator.push_audio(part)
+            await until(lambda: bool(clearing) and clearing[0].done(), "it does not speak")
+            await asyncio.sleep(2 * FRAME_S)
+            assert listener.ends == 1
+            assert not listener.of(rtc.AudioFrame)
 
     run(work())
 

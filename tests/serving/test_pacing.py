@@ -124,6 +124,23 @@ def test_a_consumer_that_comes_back_late_gets_no_burst() -> None:
     assert steps.min() >= 0.02 - 1e-6
 
 
+def test_a_consumer_within_its_limit_catches_up() -> None:
+    async def work() -> list[Frame]:
+        script = Script(Fraction(50), 16_000)
+        script.make(40)
+        script.end()
+        frames = []
+        async for frame in Pacer(script, late_s=5):
+            frames.append(frame)
+            if frame.number == 2:
+                await asyncio.sleep(0.3)
+        return frames
+
+    frames = run(work())
+    np.testing.assert_allclose(np.diff([frame.due_s for frame in frames]), 0.02, atol=1e-6)
+    assert not any(frame.repeated for frame in frames)
+
+
 def test_after_an_interruption_nothing_of_it_comes() -> None:
     async def work() -> None:
         script = Script(Fraction(100), 16_000)

@@ -32,7 +32,7 @@ from liveact import _core
 from liveact.blocks import check_size
 from liveact.commands.conditioning import Conditioning, conditioning
 from liveact.commands.options import check_output, on_terminal, parse_size
-from liveact.device.devices import open_devices
+from liveact.device.devices import open_devices, parse_devices
 from liveact.dit.dit import STEPS, Dit
 from liveact.dit.precision import PRODUCTS, Choice, Precision, PrecisionPolicy
 from liveact.dit.weights import open_weights
@@ -56,6 +56,8 @@ def run(options: argparse.Namespace) -> None:
     check_arguments(size, options.blocks, options.threshold)
     inputs = [path for path in (options.image, options.audio) if path is not None]
     check_output(options.out, inputs)
+    if options.device is not None and len(parse_devices(options.device)) > 1:
+        raise InputError(f"device: expected one to measure on, found {options.device!r:.80}")
     devices = open_devices(options.device, None, "bf16")
     config, _ = open_weights(options.directory)
     given = conditioning(
@@ -69,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
         audio=options.audio,
         wav2vec=options.wav2vec,
     )
-    print(f"device: {devices.name}; {given.origin}")
+    print(f"device: {devices.core.name}; {given.origin}")
     with Progress(disable=not on_terminal()) as bar:
         task = bar.add_task("blocks", total=None)
         result = calibrate(

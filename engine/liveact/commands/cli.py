@@ -19,7 +19,7 @@ from liveact.commands.output import Output, standard_output
 from liveact.errors import DeviceError, InputError, LiveActError
 
 # What these print is all that they make; None: --help and --version.
-PRINTING_COMMANDS = ("inspect", "doctor", None)
+PRINTING_COMMANDS = ("inspect", "doctor", "sdk", None)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,12 +34,14 @@ def parser() -> argparse.ArgumentParser:
     commands = (
         ("generate", "a portrait and an audio file to a film", _generate, _GENERATE),
         ("demo", "a cartoon that talks, by the small model that comes along", _demo, _TALK),
+        ("serve", "a portrait that listens and talks, in a browser", _serve, _SERVE),
         ("replay", "recorded inputs through one part of the model", _replay, _REPLAY),
         ("demo-checkpoint", "write a tiny checkpoint of random weights", _demo_checkpoint, _DEMO),
         ("inspect", "sizes, parameters and memory of a checkpoint", _inspect, _INSPECT),
         ("convert", "a checkpoint that loads without quantising anything", _convert, _CONVERT),
         ("calibrate", "what fp8 costs each product; writes a policy file", _calibrate, _CALIBRATE),
         ("doctor", "what is usable on this machine, and why not", None, _DOCTOR),
+        ("sdk", "where the headers and libraries for C++ and C are", None, _SDK),
     )
     parser = _Parser(
         prog="liveact",
@@ -73,6 +75,8 @@ _GENERATE = r"""
       --prompt "A person is speaking." --size 512x512 --out me.mp4"""
 _TALK = """
   liveact demo --speech my.wav --out my.mp4"""
+_SERVE = """
+  liveact serve --checkpoint DIR --portraits PORTRAITS_DIR"""
 _REPLAY = """
   liveact replay --part dit --checkpoint DIR --inputs in.safetensors --out out.safetensors"""
 _DEMO = """
@@ -86,6 +90,8 @@ _CALIBRATE = r"""
       --out policy.json"""
 _DOCTOR = """
   liveact doctor"""
+_SDK = """
+  cmake -S . -B build -DCMAKE_PREFIX_PATH=$(liveact sdk)"""
 
 
 # ----------------------------------------------------------------------- options of the commands
@@ -127,6 +133,41 @@ def _demo(p: argparse.ArgumentParser) -> None:
     p.add_argument("--portrait", type=Path, help="one of the model's family; default: bundled")
     p.add_argument("--prompt", default="A person is speaking.")
     p.add_argument("--out", type=Path, default=Path("demo.mp4"), help="the film (default demo.mp4)")
+
+
+def _serve(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--checkpoint", type=Path, help="directory in the released layout; default: bundled"
+    )
+    _add_wav2vec(p)
+    p.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1)")
+    p.add_argument("--port", type=_whole, default=8080, help="0 for a free one (default 8080)")
+    p.add_argument("--max-sessions", type=_whole, default=1, help="open at a time (default 1)")
+    p.add_argument("--token-file", type=Path, help="what clients must bear; default: nothing")
+    p.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="of pages that may use it, besides its own; may be repeated",
+    )
+    p.add_argument("--portraits", type=Path, help="directory of pictures, offered by name")
+    p.add_argument("--prompts", type=Path, help="JSON of names and prompts that the page offers")
+    p.add_argument("--size", help="WIDTHxHEIGHT of a session that names none (default 512x512)")
+    p.add_argument("--fps", type=_number, default=20.0)
+    p.add_argument(
+        "--idle-s", type=_number, default=300.0, help="a session may hear nothing (default 300)"
+    )
+    p.add_argument("--total-s", type=_number, default=3600.0, help="a session lives (default 3600)")
+    p.add_argument("--drain-s", type=_number, default=30.0, help="to finish speaking (default 30)")
+    p.add_argument(
+        "--ice-server",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="STUN or TURN server for WebRTC; may be repeated",
+    )
+    _add_devices(p)
 
 
 def _replay(p: argparse.ArgumentParser) -> None:
@@ -192,8 +233,12 @@ def _add_size(p: argparse.ArgumentParser) -> None:
 
 
 def _add_devices(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--device", help="cpu or cuda:N; default: CUDA where usable, else cpu")
-    p.add_argument("--vae-device", help="cpu or cuda:N of the VAE; default: where the DiT is")
+    p.add_argument(
+        "--device",
+        help="cpu, cuda:N, or cuda:N,cuda:M for two GPUs that denoise together; default: CUDA "
+        "where usable (of two GPUs what `liveact doctor` says), else cpu",
+    )
+    p.add_argument("--vae-device", help="cpu or cuda:N of the VAE; default: where the DiT is, last")
     p.add_argument(
         "--precision",
         help="fp32, bf16, fp8, auto or a policy file; default: as converted, else fp32 on cpu, "

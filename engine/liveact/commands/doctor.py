@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from liveact import _core
-from liveact.device.devices import cublaslt_library, cuda_obstacle
+from liveact.device.devices import cublaslt_library, cuda_obstacle, placement
 from liveact.dit.dit import auto_bytes
 from liveact.dit.precision import AUTO, ROOMY_PRODUCT
 from liveact.errors import DeviceError
@@ -42,6 +42,14 @@ def _gpu() -> str:
     except DeviceError as error:
         return f"none: {error}"
     return f"{found['device']}, driver for CUDA {found['driver']}, cuBLASLt {found['cublaslt']}"
+
+
+def _placement() -> str:
+    found = placement()
+    if found is None:
+        return "all on the CPU"
+    where = f"DiT on {','.join(found.dit)}" + (f", VAE on {found.vae}" if found.vae else "")
+    return f"{where}: {found.reason}"
 
 
 def _torch_waits() -> str:
@@ -75,6 +83,7 @@ def doctor() -> Table:
     table.add_row("GPU", _gpu())
     obstacle = cuda_obstacle()
     table.add_row("cuda backend", f"not usable: {obstacle}" if obstacle else "usable")
+    table.add_row("placement", _placement())
     released = _core.ModelConfig()
     wide_gb = sum(auto_bytes(_core.open_cpu(), released)) / 1e9
     table.add_row(

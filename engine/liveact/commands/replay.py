@@ -148,7 +148,7 @@ def _replay_dit(
     audio_guidance: float,
     sampler: str,
 ) -> dict[str, torch.Tensor]:
-    dit = Dit.load(checkpoint, devices.core, devices.precision)
+    dit = Dit.load(checkpoint, devices.cores, devices.precision)
     config = dit.config
     channels = config.out_dim
     y = _take(given, "y", (1, config.in_dim - channels, None, None, None))[0]
