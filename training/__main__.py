@@ -10,7 +10,7 @@ import torch
 from training import stages
 from training.dit.train import DitSettings
 from training.speech.train import SpeechSettings
-from training.vae.train import CLIPS
+from training.vae.train import CLIPS, POLISH
 
 
 def main() -> None:
@@ -27,6 +27,11 @@ def main() -> None:
         type=float,
         default=0.0,
         help="share of English clips with voices of recorded people, by the program flite",
+    )
+    data.add_argument(
+        "--recordings",
+        type=Path,
+        help="folder with speakers, their sounds and texts; see training/data/people.py",
     )
     portrait = commands.add_parser("portrait", help="draw a member of the family")
     portrait.add_argument("--seed", type=int, required=True)
@@ -47,7 +52,10 @@ def main() -> None:
     commands.add_parser("sync", help="train the scorer that the quality benchmark uses")
     forcing = commands.add_parser("forcing", help="compare Neighbor Forcing with three others")
     forcing.add_argument("--seconds", type=float, default=240.0, help="of CPU, each; %(default)s")
+    distill = commands.add_parser("distill", help="compare DMD with regression, small")
+    distill.add_argument("--seconds", type=float, default=240.0, help="of CPU, each; %(default)s")
     polish = commands.add_parser("polish", help="train the decoder on; latents stay as they are")
+    polish.add_argument("--steps", type=int, default=POLISH.steps, help="%(default)s")
     for stage in (vae, speech, dit, polish):
         stage.add_argument("--minutes", type=float, default=1e6, help="stop and write after these")
     export = commands.add_parser("export", help="copy the checkpoint")
@@ -59,7 +67,7 @@ def main() -> None:
 
 def _run(a: argparse.Namespace) -> None:
     if a.stage == "data":
-        stages.make_data(a.work, a.clips, a.flite)
+        stages.make_data(a.work, a.clips, a.flite, a.recordings)
     elif a.stage == "portrait":
         stages.write_portrait(a.seed, a.out, a.size)
     elif a.stage == "vae":
@@ -77,8 +85,10 @@ def _run(a: argparse.Namespace) -> None:
         stages.train_scorer(a.work)
     elif a.stage == "forcing":
         stages.compare_forcing(a.work, a.seconds)
+    elif a.stage == "distill":
+        stages.compare_distillation(a.work, a.seconds)
     elif a.stage == "polish":
-        stages.polish(a.work, a.minutes, a.device)
+        stages.polish(a.work, a.steps, a.minutes, a.device)
     elif a.stage == "export":
         stages.export(a.work, a.out)
 

@@ -94,16 +94,24 @@ class Run:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
 
-    def stepped(self, loss: Tensor, *, clip: float = 1.0) -> float:
+    def stepped(
+        self,
+        loss: Tensor,
+        constrain: Callable[[nn.Module], None] = lambda module: None,
+        *,
+        clip: float = 1.0,
+    ) -> float:
         """Back-propagates a loss, makes the step, returns the norm of the gradient.
 
-        A step whose gradient is not finite is left out: bf16 has such accidents.
+        constrain: brings the parameters back to where they may be. A step whose gradient is not
+        finite is left out: bf16 has such accidents.
         """
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), clip))
         if math.isfinite(norm):
             self.optimiser.step()
+            constrain(self.module)
         self.step += 1
         self.average.update(self.module, self.step)
         if time.monotonic() - self._saved > self._save_every_s:

@@ -15,12 +15,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from liveact.commands.serve import PROMPTS_FILE
 from reference import VAE
 from training.checkpoint import rounded, write_dit, write_encoders, write_vae
 from training.data.clips import HELD_OUT, Clips, make_clips
+from training.data.expressions import WORDINGS
 from training.data.identity import identity
 from training.data.motion import COLUMNS
+from training.data.people import read_people
 from training.data.portrait import draw
+from training.dit import distill as distillation
 from training.dit.examples import Examples, encode_clips, load_vae
 from training.dit.forcing import ForcingSettings, compare
 from training.dit.train import DitSettings, train_dit
@@ -33,12 +37,14 @@ from training.vae.train import CLIPS, PICTURES, POLISH, train_vae
 
 FRAMES = 149  # of a clip: five blocks and 7.45 s
 PEOPLE = 160
-TRAINED_ON = 48  # the people whose clips the DiT sees
+RECORDED = HELD_OUT // 2  # the first number of clips of recorded people
+TRAINED_ON = 80  # the people whose clips the DiT sees
 
 
-def make_data(work: Path, count: int, flite: float) -> None:
+def make_data(work: Path, count: int, flite: float, recordings: Path | None) -> None:
     """`clips.npz` to train on and `held.npz` with other voices and people. flite: the share of
-    English clips with its voices."""
+    English clips with its voices. recordings: a folder for `read_people`, of which `recorded.npz`
+    is made, as many clips as half of the others."""
     work.mkdir(parents=True, exist_ok=True)
     for name, first, number, people in (
         ("clips", 0, count, PEOPLE),
@@ -46,6 +52,17 @@ def make_data(work: Path, count: int, flite: float) -> None:
     ):
         if not (work / f"{name}.npz").exists():
             make_clips(first, number, FRAMES, people, flite).save(work / f"{name}.npz")
+    if recordings and not (work / "recorded.npz").exists():
+        speakers = read_people(recordings, work / "aligned")
+        spoken = make_clips(RECORDED, count // 2, FRAMES, PEOPLE, recorded=speakers)
+        spoken.save(work / "recorded.npz")
+
+
+def clips_to_hear(work: Path) -> Clips:
+    """The clips to train on, and those of recorded people where there are some."""
+    clips = Clips.load(work / "clips.npz")
+    recorded = work / "recorded.npz"
+    return clips.with_more(Clips.load(recorded)) if recorded.exists() else clips
 
 
 def write_portrait(seed: int, path: Path, size: int) -> None:
@@ -74,7 +91,7 @@ def train_encoder(
     """The speech encoder; returns its correlations on held-out voices."""
     stop_at = time.time() + 60 * minutes
     held = Clips.load(work / "held.npz")
-    clips = Clips.load(work / "clips.npz")
+    clips = clips_to_hear(work)
     trainer = train_speech(clips, held, work / "speech", settings, stop_at=stop_at, device=device)
     plot(work / "speech" / "log.jsonl", work / "speech" / "curves.png")
     return correlations(trainer, held)
@@ -109,19 +126,21 @@ def export_encoders(work: Path) -> Path:
     return work / "checkpoint"
 
 
-def polish(work: Path, minutes: float, device: str) -> None:
+def polish(work: Path, steps: int, minutes: float, device: str) -> None:
     """Trains the decoder of the checkpoint on, with its latents as they are."""
     vae = load_vae(work / "checkpoint")
     stop_at = time.time() + 60 * minutes
     clips = Clips.load(work / "clips.npz")
-    vae = train_vae(clips, work / "vae_polish", POLISH, start=vae, stop_at=stop_at, device=device)
+    settings = replace(POLISH, steps=steps)
+    vae = train_vae(clips, work / "vae_polish", settings, start=vae, stop_at=stop_at, device=device)
     write_vae(work / "checkpoint", vae.state_dict())
     plot(work / "vae_polish" / "log.jsonl", work / "vae_polish" / "curves.png")
 
 
 def encode(work: Path, count: int, blocks: int, device: str) -> None:
-    """`examples.pt`: latents and conditioning of `count` clips of the first `TRAINED_ON` people."""
-    clips = Clips.load(work / "clips.npz")
+    """`examples.pt`: latents and conditioning of `count` clips of the first `TRAINED_ON` people,
+    those with recorded voices at the end."""
+    clips = clips_to_hear(work)
     chosen = [i for i in range(len(clips)) if clips.people[i] < TRAINED_ON][:count]
     examples = encode_clips(clips, chosen, work / "checkpoint", blocks, work / "encoded", device)
     examples.save(work / "examples.pt")
@@ -143,6 +162,14 @@ def compare_forcing(work: Path, seconds: float) -> None:
     (work / "forcing.json").write_text(json.dumps(lines, indent=1) + "\n")
 
 
+def compare_distillation(work: Path, seconds: float) -> None:
+    """`distill.json`: a line for the teacher and for each of its students."""
+    examples = Examples.load(work / "examples.pt")
+    settings = distillation.DistillSettings(teacher_s=seconds, student_s=seconds)
+    lines = distillation.compare(examples, settings)
+    (work / "distill.json").write_text(json.dumps(lines, indent=1) + "\n")
+
+
 def train_scorer(work: Path) -> None:
     """The sync scorer that the benchmark of quality reads, and its scores of held-out drawings."""
     held = Clips.load(work / "held.npz")
@@ -153,7 +180,9 @@ def train_scorer(work: Path) -> None:
 
 
 def export(work: Path, target: Path) -> None:
-    """Copies the checkpoint; what was there is replaced."""
+    """Copies the checkpoint, with the prompts that a page may offer; what was there is replaced."""
     if target.exists():
         shutil.rmtree(target)
     shutil.copytree(work / "checkpoint", target)
+    prompts = {expression: wordings[0] for expression, wordings in WORDINGS.items()}
+    (target / PROMPTS_FILE).write_text(json.dumps(prompts, indent=2) + "\n")

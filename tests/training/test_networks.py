@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from liveact import _core
 from liveact.audio.front_end import AudioFrontEnd
-from liveact.checkpoint.layout import VAE_FILE, WAV2VEC_DIRECTORY
+from liveact.checkpoint.layout import VAE_FILE, WAV2VEC_DIRECTORY, WAV2VEC_WEIGHTS_FILES
 from liveact.dit.dit import Dit
 from liveact.encoders.portrait import ImageEncoder
 from liveact.encoders.speech import AudioEncoder
@@ -140,6 +141,13 @@ def test_what_was_encoded_is_not_encoded_again(
     shorter = make_clips(0, 3, 29, people=2)
     encode_clips(shorter, [0], checkpoint, 1, tmp_path)  # other clips
     assert drawn == [2, 0]
+    other = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, other)
+    weights = other / WAV2VEC_DIRECTORY / WAV2VEC_WEIGHTS_FILES[0]
+    save_file({name: 1.01 * t for name, t in load_file(weights).items()}, weights)
+    heard = encode_clips(clips, [0, 1], other, 1, tmp_path)  # another speech encoder
+    assert drawn == [2, 0] and torch.equal(heard.latents, one.latents)
+    assert not torch.equal(heard.audio[0], one.audio[0])
 
 
 # ------------------------------------------------------------------------------ DiT

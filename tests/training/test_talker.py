@@ -8,7 +8,9 @@ import av
 import pytest
 
 import liveact
+from benchmarks.quality_rows import long_case
 from liveact.commands import demo
+from liveact.dit.weights import open_weights
 from liveact.errors import InputError
 from tests.support.cli import Run
 from tests.support.paths import REPOSITORY
@@ -52,3 +54,24 @@ def test_the_mouth_follows_a_voice_that_nobody_trained_on() -> None:
         made = film(engine, 13, spoken(VOICES[0], TEXTS[0]))
     found = synchronisation(mouth_openings(identity(13), made.pictures), made.motion)
     assert found.correlation > 0.5 and abs(found.lag) <= 1
+
+
+def test_the_memory_cannot_grow() -> None:
+    """It is compressed once a block, a part of it from itself, for hours."""
+    config, tensors = open_weights(TALKER)
+    names = [name for name in tensors if "memory_proj" in name]
+    assert len(names) == 2 * config.num_layers
+    for name in names:
+        assert tensors[name].double().abs().sum(dim=-1).max() <= 1
+
+
+@pytest.mark.slow
+def test_the_mouth_still_follows_after_a_while() -> None:
+    """The end of 16 s: ten blocks, where the trainer's clips have five."""
+    person, said = long_case(0)
+    with liveact.Engine.load(TALKER, device="cpu") as engine:
+        made = film(engine, person, said)
+    openings = mouth_openings(identity(person), made.pictures)
+    late = slice(len(openings) * 3 // 5, None)
+    found = synchronisation(openings[late], made.motion[late])
+    assert found.correlation > 0.7 and abs(found.lag) <= 1

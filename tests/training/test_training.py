@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import liveact
 from liveact.blocks import RELEASED_CLOCK
+from reference import DiT
 from tests.support.paths import REPOSITORY
 from training.checkpoint import AUDIO_DIM, DIT_CONFIG, IMAGE_DIM
 from training.data.clips import HELD_OUT, Clips, make_clips
@@ -24,14 +25,19 @@ from training.data.expressions import EXPRESSIONS
 from training.data.identity import identity
 from training.data.motion import COLUMNS, motion_of
 from training.data.portrait import draw
+from training.dit import distill
+from training.dit.distill import DistillSettings, compare, dmd_loss, sampled
 from training.dit.examples import Examples
 from training.dit.forcing import WAYS, ForcingSettings, forced_loss, train_way
 from training.dit.train import (
+    MEMORY_GAIN,
     DitSettings,
+    denoise_at,
     draw_batch,
     evaluate,
     fresh_dit,
     motion_weights,
+    noised,
     rollout,
     train_dit,
 )
@@ -197,6 +203,17 @@ def talking_noise(count: int, blocks: int, side: int) -> Examples:
     )
 
 
+def with_layers(seed: int) -> DiT:
+    """A DiT whose layers do something before any training."""
+    dit = fresh_dit(seed, TINY)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in dit.named_parameters():
+            if name.endswith(("attn.o.weight", "attn.proj.weight", "ffn.2.weight")):
+                parameter.normal_(0, 0.05, generator=generator)
+    return dit
+
+
 def test_the_loss_weights_motion_and_keeps_its_mean() -> None:
     batch = draw_batch(talking_noise(2, 2, 4), torch.arange(2), 2)
     weights = torch.cat(motion_weights(batch, 4.0), dim=2)
@@ -208,18 +225,25 @@ def test_the_loss_weights_motion_and_keeps_its_mean() -> None:
 
 
 def test_gradients_reach_the_taps_of_the_memory() -> None:
-    dit = fresh_dit(0, TINY)
+    dit = with_layers(0)
     batch = draw_batch(talking_noise(1, 3, 2), torch.arange(1), 3)
-    with torch.no_grad():
-        for name, parameter in dit.named_parameters():
-            if name.endswith(("attn.o.weight", "attn.proj.weight", "ffn.2.weight")):
-                parameter.normal_(0, 0.05)
     losses = dict(rollout(dit, batch, DitSettings(precision="float32"), (1, 2)))
     assert list(losses) == [1, 2] and losses[1].requires_grad
     assert list(dict(rollout(dit, batch, DitSettings(precision="float32"), (1,)))) == [1]
     losses[2].backward()
     taps = dit.blocks[0].self_attn.memory_proj_k.weight.grad  # type: ignore[union-attr]
     assert isinstance(taps, Tensor) and float(taps.abs().max()) > 0
+
+
+@pytest.mark.slow
+def test_the_filters_of_the_memory_cannot_make_it_grow(tmp_path: Path) -> None:
+    settings = DitSettings(steps=4, batch=1, blocks=3, rate=0.5, warmup=1)
+    dit = train_dit(talking_noise(24, 3, 2), tmp_path, settings, config=TINY)
+    filters = [p for name, p in dit.named_parameters() if "memory_proj_k" in name]
+    gains = torch.stack([taps.detach().abs().sum(dim=-1) for taps in filters])
+    assert len(filters) == TINY["num_layers"]
+    assert gains.max() <= MEMORY_GAIN * (1 + 1e-6) and gains.min() < 0.9 * MEMORY_GAIN
+    assert filters[0].bfloat16().double().abs().sum(dim=-1).max() <= 1
 
 
 @pytest.mark.slow
@@ -244,11 +268,7 @@ def test_every_way_of_forcing_learns(way: str) -> None:
 
 
 def test_a_step_of_each_way_has_gradients_in_every_layer() -> None:
-    dit = fresh_dit(0, TINY)
-    with torch.no_grad():
-        for name, parameter in dit.named_parameters():
-            if name.endswith(("attn.o.weight", "attn.proj.weight", "ffn.2.weight")):
-                parameter.normal_(0, 0.05)
+    dit = with_layers(0)
     batch = draw_batch(talking_noise(1, 3, 2), torch.arange(1), 3)
     for way in WAYS:
         dit.zero_grad()
@@ -256,6 +276,60 @@ def test_a_step_of_each_way_has_gradients_in_every_layer() -> None:
         for layer in dit.blocks:
             gradient = layer.self_attn.k.weight.grad
             assert isinstance(gradient, Tensor) and float(gradient.abs().max()) > 0, way
+
+
+def test_a_student_that_cannot_be_told_from_its_teacher_is_left_alone() -> None:
+    """Where the third network says what the teacher says there is nothing to move."""
+    student, teacher = with_layers(0), with_layers(1)
+    batch = draw_batch(talking_noise(1, 3, 2), torch.arange(1), 3)
+    assert float(dmd_loss(student, teacher, teacher, batch, 2).detach()) == 0
+
+
+def test_a_student_is_moved_to_what_its_teacher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of a sample leads from the teacher's estimate to the third network's, over the
+    teacher's mean error, at the noise and the timestep that the loss draws."""
+    student, teacher, fake = with_layers(0), with_layers(1), with_layers(2)
+    batch = draw_batch(talking_noise(1, 2, 2), torch.arange(1), 2)
+    made = [torch.randn_like(latent, requires_grad=True) for latent in batch.latents]
+    monkeypatch.setattr(distill, "sampled", lambda *_: made)
+    torch.manual_seed(5)
+    dmd_loss(student, teacher, fake, batch, 2).backward()
+    torch.manual_seed(5)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        timestep = int(torch.randint(distill.LOWEST, distill.HIGHEST + 1, ()))
+        noisy = [noised(x0, timestep / 1000) for x0 in made]
+        real, own = (denoise_at(dit, batch, timestep, noisy) for dit in (teacher, fake))
+    for x0, r, f in zip(made, real, own, strict=True):
+        expected = (f - r) / (x0 - r).abs().mean() / x0.numel() / len(made)
+        torch.testing.assert_close(x0.grad, expected.detach())
+
+
+@pytest.mark.parametrize("last", range(3))
+def test_a_sample_has_the_gradient_of_its_last_step(last: int) -> None:
+    dit = with_layers(0)
+    batch = draw_batch(talking_noise(1, 2, 2), torch.arange(1), 2)
+    torch.stack([x0.square().mean() for x0 in sampled(dit, batch, last)]).sum().backward()
+    for layer in dit.blocks:
+        gradient = layer.self_attn.k.weight.grad
+        assert isinstance(gradient, Tensor) and float(gradient.abs().max()) > 0
+    heard = dit.blocks[0].audio_cross_attn.proj.weight.grad
+    assert (heard is not None) == (last > 0)  # step 0 hears nothing: its gradient is cut
+
+
+@pytest.mark.slow
+def test_distillation_is_compared_with_equal_time() -> None:
+    """The truth has no chance in it, so regression betters a teacher that is sampled in three
+    steps; and the teacher is the same for both students."""
+    settings = DistillSettings(teacher_s=30, student_s=15, teacher_rate=1e-2, student_rate=2e-3)
+    ticks = itertools.count()  # a step lasts one of them, however fast the machine is
+    lines = compare(talking_noise(8, 2, 2), settings, TINY, clock=lambda: float(next(ticks)))
+    assert [(line["network"], line["steps"]) for line in lines] == [
+        ("teacher", 29),
+        ("regression", 14),
+        ("dmd", 14),
+    ]
+    teacher, regression, dmd = (line["error"] for line in lines)
+    assert regression < teacher and dmd != teacher
 
 
 # ------------------------------------------------------------------------------ measuring

@@ -6,6 +6,7 @@ The pictures are not kept: `portrait.draw` makes them of the motion.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +22,7 @@ from training.data.expressions import EXPRESSIONS, SHARES, expression_of, prompt
 from training.data.flite import SPEAKERS, Speaker, synthesise_flite
 from training.data.identity import Identity, identity
 from training.data.motion import COLUMNS, FPS, motion_of
+from training.data.people import Person
 from training.data.portrait import draw
 from training.data.texts import HELD_OUT_VARIANTS, VARIANTS, VOICES, random_text
 
@@ -53,9 +55,16 @@ class Clip:
         return draw(self.identity, torch.from_numpy(self.motion[start:stop]), size)
 
 
-def make_clip(seed: int, frames: int, people: int, flite: float = 0.0) -> Clip:
+def make_clip(
+    seed: int,
+    frames: int,
+    people: int,
+    flite: float = 0.0,
+    recorded: Sequence[Person] = (),
+) -> Clip:
     """The clip with this number. people: identities that training clips are spread over; held-out
-    clips have others. flite: the share of English clips with its voices, none of them held out."""
+    clips have others. flite: the share of English clips with its voices, none of them held out.
+    recorded: who speaks instead of synthetic voices, in all clips."""
     generator = np.random.default_rng([seed, 0xC11F])
     held_out = seed >= HELD_OUT
     person = int(generator.integers(people)) + (HELD_OUT if held_out else 0)
@@ -64,7 +73,9 @@ def make_clip(seed: int, frames: int, people: int, flite: float = 0.0) -> Clip:
         pcm: FloatArray = np.zeros(frames * 1100, np.float32)
         phonemes: tuple[Phoneme, ...] = ()
     else:
-        pcm, phonemes = _speak(generator, frames / FPS + 0.5, held_out, flite)
+        pcm, phonemes = _speak(
+            generator, frames / FPS + 0.5, _voice(generator, held_out, flite, recorded)
+        )
     speech = heard(_augmented(pcm, generator), 22_050, frames)
     motion = motion_of(phonemes, frames, [expression_of(p) for p in prompts]).values
     # A session starts from the portrait, which is at rest.
@@ -98,24 +109,35 @@ def heard(pcm: FloatArray, rate_hz: int, frames: int) -> FloatArray:
     return np.concatenate(out)[:wanted].astype(np.float32)
 
 
-def _speak(
-    generator: np.random.Generator, seconds: float, held_out: bool, flite: float
-) -> tuple[FloatArray, tuple[Phoneme, ...]]:
-    """Utterances with pauses between them, starting anywhere: PCM at 22050 Hz and its phonemes."""
+def _voice(
+    generator: np.random.Generator, held_out: bool, flite: float, recorded: Sequence[Person]
+) -> Callable[[], Utterance]:
+    """Somebody, who says something else at each call."""
+    if recorded:
+        said = recorded[int(generator.integers(len(recorded)))].said
+        return lambda: said[int(generator.integers(len(said)))]
     language = str(generator.choice(list(VOICES), p=[0.6, 0.12, 0.1, 0.09, 0.09]))
     variants = HELD_OUT_VARIANTS if held_out else VARIANTS
-    voice: Voice | Speaker = Voice(
+    voice = Voice(
         f"{generator.choice(VOICES[language])}+{generator.choice(variants)}",
         rate=int(generator.integers(130, 200)),
         pitch=int(generator.integers(20, 80)),
         pitch_range=int(generator.integers(20, 80)),
     )
     if language == "en" and not held_out and generator.random() < flite:
-        voice = Speaker(
+        speaker = Speaker(
             str(generator.choice(SPEAKERS)),
             stretch=float(generator.uniform(0.85, 1.25)),
             pitch_hz=float(generator.uniform(80, 220)),
         )
+        return lambda: synthesise_flite(random_text(generator, language), speaker)
+    return lambda: synthesise(random_text(generator, language), voice)
+
+
+def _speak(
+    generator: np.random.Generator, seconds: float, say: Callable[[], Utterance]
+) -> tuple[FloatArray, tuple[Phoneme, ...]]:
+    """Utterances with pauses between them, starting anywhere: PCM at 22050 Hz and its phonemes."""
     # A smaller or larger head: pitch, formants and tempo together.
     size = float(generator.uniform(0.86, 1.16)) if generator.random() < 0.5 else 1.0
     pieces: list[FloatArray] = []
@@ -128,11 +150,7 @@ def _speak(
         pieces.append(pause)
         offset_s += len(pause) / 22_050
     while offset_s < seconds + skip_s:
-        text = random_text(generator, language)
-        if isinstance(voice, Speaker):
-            utterance = resized(synthesise_flite(text, voice), size)
-        else:
-            utterance = resized(synthesise(text, voice), size)
+        utterance = resized(say(), size)
         pieces.append(utterance.samples)
         phonemes += [
             Phoneme(p.symbol, p.start_s + offset_s, p.stop_s + offset_s) for p in utterance.phonemes
@@ -220,6 +238,15 @@ class Clips:
             motion=self.motion,
         )
 
+    def with_more(self, other: Clips) -> Clips:
+        """These and others of the same length."""
+        return Clips(
+            np.concatenate([self.people, other.people]),
+            np.concatenate([self.prompts, other.prompts]),
+            np.concatenate([self.speech, other.speech]),
+            np.concatenate([self.motion, other.motion]),
+        )
+
     @classmethod
     def load(cls, path: Path) -> Clips:
         """What `save` wrote."""
@@ -230,9 +257,16 @@ class Clips:
             )
 
 
-def make_clips(first_seed: int, count: int, frames: int, people: int, flite: float = 0.0) -> Clips:
+def make_clips(
+    first_seed: int,
+    count: int,
+    frames: int,
+    people: int,
+    flite: float = 0.0,
+    recorded: Sequence[Person] = (),
+) -> Clips:
     """Clips `first_seed` to `first_seed + count - 1`, see `make_clip`."""
-    clips = [make_clip(first_seed + i, frames, people, flite) for i in range(count)]
+    clips = [make_clip(first_seed + i, frames, people, flite, recorded) for i in range(count)]
     return Clips(
         np.array([clip.person for clip in clips]),
         np.array([clip.prompts for clip in clips]),

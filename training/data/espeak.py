@@ -21,6 +21,7 @@ _AUDIO_OUTPUT_SYNCHRONOUS = 2
 _INITIALIZE_PHONEME_EVENTS_IPA = 0x0001 | 0x0002
 _INITIALIZE_DONT_EXIT = 0x8000
 _CHARS_UTF8 = 1
+_PHONEMES_IPA = 2
 _POSITION_CHARACTER = 1
 _EVENT_LIST_TERMINATED = 0
 _EVENT_PHONEME = 7
@@ -117,8 +118,7 @@ def synthesise(text: str, voice: Voice) -> Utterance:
         return 0
 
     callback = _Callback(collect)
-    if library.espeak_SetVoiceByName(voice.language.encode()):
-        raise ValueError(f"voice: expected one of espeak-ng, found {voice.language!r}")
+    _choose(library, voice.language)
     for name, value in (
         ("rate", voice.rate),
         ("pitch", voice.pitch),
@@ -135,6 +135,22 @@ def synthesise(text: str, voice: Voice) -> Utterance:
     if not len(samples) or not any(_bare(symbol) for _, symbol in events):
         raise ValueError(f"text: expected something to speak, found {text!r:.60}")
     return Utterance(samples, rate_hz, _phonemes(events, len(samples), rate_hz))
+
+
+def transcribed(word: str, language: str) -> str:
+    """How a word is spoken, in IPA with stress marks; empty for what is not spoken. Raises
+    ValueError for a voice that does not exist."""
+    library, _ = _library()
+    library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+    _choose(library, language)
+    text = ctypes.c_char_p(word.encode())
+    ipa = library.espeak_TextToPhonemes(ctypes.byref(text), _CHARS_UTF8, _PHONEMES_IPA)
+    return (ipa or b"").decode()
+
+
+def _choose(library: ctypes.CDLL, language: str) -> None:
+    if library.espeak_SetVoiceByName(language.encode()):
+        raise ValueError(f"voice: expected one of espeak-ng, found {language!r}")
 
 
 def _phonemes(events: list[tuple[int, str]], end: int, rate_hz: int) -> tuple[Phoneme, ...]:

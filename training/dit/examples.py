@@ -130,10 +130,12 @@ def encode_clips(
     """The examples of some clips, with the encoders in a checkpoint directory.
 
     keep: a folder for what is made of each clip and person; what is there already, of the same
-    clips and encoders, is not made again.
+    pictures or sound and encoders, is not made again.
     """
-    folder = keep / _stamp(clips, checkpoint, blocks)
-    folder.mkdir(parents=True, exist_ok=True)
+    seen = keep / _stamp(blocks, checkpoint, VAE_FILE, IMAGE_FILE)
+    heard = keep / _stamp(blocks, checkpoint, f"{WAV2VEC_DIRECTORY}/{WAV2VEC_WEIGHTS_FILES[0]}")
+    for folder in (seen, heard):
+        folder.mkdir(parents=True, exist_ok=True)
     vae, fast = load_vae(checkpoint).to(device), load_vae(checkpoint).to(device)
     channels_last(fast)
     image_encoder = ImageEncoder.load(checkpoint, device)
@@ -146,19 +148,26 @@ def encode_clips(
         y = encode_person(vae, picture.to(device)).half().cpu()
         return [y, image_encoder.encode(picture[None].to(device))[0].cpu()]
 
-    def of_clip(index: int) -> list[Tensor]:
+    def picture_of_clip(index: int) -> list[Tensor]:
         video = clips[index].frames(0, frames).movedim(0, 1)[None] * 2 - 1
         video = video.to(device).contiguous(memory_format=torch.channels_last_3d)
         with torch.autocast(torch.device(device).type, torch.bfloat16):  # 1 % of noise
-            latent = fast.encode(video)[0].half().cpu()
+            return [fast.encode(video)[0].half().cpu()]
+
+    def sound_of_clip(index: int) -> list[Tensor]:
         speech = torch.from_numpy(clips.speech[index])
-        return [latent, *streamed_features(audio_encoder, speech, blocks)]
+        return streamed_features(audio_encoder, speech, blocks)
 
     people = sorted({int(clips.people[i]) for i in chosen})
-    persons = [_kept(folder / f"person_{who}.pt", of_person, who) for who in people]
+    persons = [_kept(seen / f"person_{who}.pt", of_person, who) for who in people]
     encoded = []
     for count, i in enumerate(chosen):
-        encoded.append(_kept(folder / f"clip_{i}.pt", of_clip, i))
+        looks = _digest(clips.people[i].tobytes(), clips.motion[i].tobytes())
+        sounds = _digest(clips.speech[i].tobytes())
+        encoded.append(
+            _kept(seen / f"clip_{looks}.pt", picture_of_clip, i)
+            + _kept(heard / f"clip_{sounds}.pt", sound_of_clip, i)
+        )
         if count % 20 == 19:
             print(f"encoded {count + 1} of {len(chosen)} clips", flush=True)
     latents, *audio = (torch.stack(some) for some in zip(*encoded, strict=True))
@@ -173,13 +182,13 @@ def encode_clips(
     )
 
 
-def _stamp(clips: Clips, checkpoint: Path, blocks: int) -> str:
-    """What encoded clips depend on, but for the code."""
-    digest = hashlib.sha256(f"{blocks} blocks".encode())
-    digest.update(clips.motion.tobytes())
-    for file in (VAE_FILE, IMAGE_FILE, f"{WAV2VEC_DIRECTORY}/{WAV2VEC_WEIGHTS_FILES[0]}"):
-        digest.update((checkpoint / file).read_bytes())
-    return digest.hexdigest()[:12]
+def _stamp(blocks: int, checkpoint: Path, *files: str) -> str:
+    """What encoded clips depend on besides the clip, but for the code."""
+    return _digest(f"{blocks} blocks".encode(), *((checkpoint / f).read_bytes() for f in files))
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
 
 def _kept(path: Path, make: Callable[[int], list[Tensor]], number: int) -> list[Tensor]:

@@ -32,6 +32,7 @@ from training.dit.train import (
     fresh_dit,
     hidden_matrix,
     motion_weights,
+    noised,
 )
 from training.optimiser import Muon, split
 from training.run import learning_rate
@@ -111,7 +112,7 @@ def forced_loss(dit: DiT, batch: Batch, way: str, number: int) -> Tensor:
     levels = [step] * len(blocks)
     if way == "diffusion":
         levels = [int(torch.randint(CLEAN + 1, ())) for _ in blocks]
-    noisy = [noised(x, level) for x, level in zip(batch.latents, levels, strict=True)]
+    noisy = [noised(x, SIGMAS[level]) for x, level in zip(batch.latents, levels, strict=True)]
     with torch.autocast("cpu", torch.bfloat16):
         if way == "neighbor":
             made = denoise(dit, batch, step, noisy)
@@ -152,18 +153,13 @@ def one_block(
     return z - SIGMAS[level] * velocity.float(), after
 
 
-def noised(latent: Tensor, level: int) -> Tensor:
-    """At the noise of a diffusion step; as it is at level `CLEAN`."""
-    return (1 - SIGMAS[level]) * latent + SIGMAS[level] * torch.randn_like(latent)
-
-
 @torch.no_grad()
 def sampled_block(dit: DiT, batch: Batch, block: int, caches: Sequence[KVCache]) -> Tensor:
     """A block made in three steps from noise, on a context that is the same in all of them."""
     z = torch.randn_like(batch.latents[block])
     for step in range(STEPS):
         x0, _ = one_block(dit, batch, block, z, step, caches)
-        z = noised(x0, step + 1)
+        z = noised(x0, SIGMAS[step + 1])
     return x0
 
 
@@ -177,7 +173,7 @@ def sampled_errors(dit: DiT, batch: Batch, way: str) -> list[float]:
             noisy = [torch.randn_like(latent) for latent in batch.latents]
             for step in range(STEPS):
                 made = denoise(dit, batch, step, noisy)
-                noisy = [noised(x0, step + 1) for x0 in made]
+                noisy = [noised(x0, SIGMAS[step + 1]) for x0 in made]
         else:
             caches = empty(dit, batch)
             for block in range(len(batch.latents)):

@@ -34,6 +34,9 @@ from training.run import Run, learning_rate
 
 SIGMAS = tuple(t / 1000 for t in TIMESTEPS)
 STEPS = len(SIGMAS) - 1
+# Of a filter of the memory, the sum of magnitudes. Rounding to bf16 adds 2⁻⁹ of it at most, and
+# then it is still at most 1.
+MEMORY_GAIN = 1 - 2**-8
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Batch:
 
 def fresh_dit(seed: int, config: Mapping[str, Any] = DIT_CONFIG) -> DiT:
     """A DiT whose layers add nothing yet: projections into the residual stream are zero, gates one,
-    shifts and scales zero, and the memory is the mean of its five latent frames."""
+    shifts and scales zero, and the memory is all but the mean of its five latent frames."""
     torch.manual_seed(seed)
     dit = DiT(config, clip_dim=IMAGE_DIM, audio_dim=AUDIO_DIM)
     with torch.no_grad():
@@ -88,7 +91,7 @@ def fresh_dit(seed: int, config: Mapping[str, Any] = DIT_CONFIG) -> DiT:
             if name.endswith(("attn.o.weight", "attn.proj.weight", "ffn.2.weight", "bias")):
                 parameter.zero_()
             elif "memory_proj" in name:
-                parameter.fill_(1 / 5)
+                parameter.fill_(MEMORY_GAIN / 5)
             elif name.endswith("modulation"):
                 parameter.zero_()
                 if name.startswith("blocks"):
@@ -96,6 +99,20 @@ def fresh_dit(seed: int, config: Mapping[str, Any] = DIT_CONFIG) -> DiT:
             elif name == "time_projection.1.weight":
                 parameter.mul_(0.2)
     return dit
+
+
+@torch.no_grad()
+def contract_memory(dit: nn.Module) -> None:
+    """Scales each filter of the memory down to a sum of magnitudes of at most `MEMORY_GAIN`.
+
+    A part of slot 2 is compressed from slot 2 itself (`reference/layout.py`), once a block and for
+    hours, and clips of five blocks do not show what a filter of gain 1.8 becomes. With at most 1
+    what is remembered stays within what was once there.
+    """
+    for name, parameter in dit.named_parameters():
+        if "memory_proj" in name:
+            gain = parameter.abs().sum(dim=-1, keepdim=True)
+            parameter.mul_((MEMORY_GAIN / gain).clamp(max=1))
 
 
 def draw_batch(examples: Examples, chosen: Tensor, blocks: int) -> Batch:
@@ -118,16 +135,28 @@ def denoise(dit: DiT, batch: Batch, step: int, noisy: list[Tensor]) -> list[Tens
 
     The same as `DiTStream.denoise`, step by step instead of block by block.
     """
+    return denoise_at(dit, batch, TIMESTEPS[step], noisy, skip_audio=step == 0)
+
+
+def denoise_at(
+    dit: DiT, batch: Batch, timestep: float, noisy: list[Tensor], *, skip_audio: bool = False
+) -> list[Tensor]:
+    """`denoise` at any timestep, 1 to 1000: a thousandth of it is the share of noise."""
     caches: list[KVCache] = dit.empty_caches(len(batch.y), tuple(batch.y.shape[3:]))  # type: ignore[arg-type]
-    timestep = torch.tensor(TIMESTEPS[step], device=batch.y.device)
     cleaned = []
     for block, z in enumerate(noisy):
         plan = plan_block(block)
         y = batch.y[:, :, plan.first_slot : plan.end_slot]
-        given = (z, y, timestep, batch.text[block], batch.image, batch.windows[block])
-        velocity, caches = dit(*given, caches, plan, skip_audio=step == 0)
-        cleaned.append(z - SIGMAS[step] * velocity.float())
+        at = torch.tensor(timestep, device=batch.y.device)
+        given = (z, y, at, batch.text[block], batch.image, batch.windows[block])
+        velocity, caches = dit(*given, caches, plan, skip_audio=skip_audio)
+        cleaned.append(z - timestep / 1000 * velocity.float())
     return cleaned
+
+
+def noised(latent: Tensor, sigma: float) -> Tensor:
+    """With so much noise: eq. 2 of the paper."""
+    return (1 - sigma) * latent + sigma * torch.randn_like(latent)
 
 
 def motion_weights(batch: Batch, weight: float) -> list[Tensor]:
@@ -165,8 +194,7 @@ def rollout(
             for w, made, truth in zip(weights, cleaned, batch.latents, strict=True)
         ]
         yield step, torch.stack(errors).mean()
-        sigma = SIGMAS[step + 1]
-        noisy = [(1 - sigma) * made.detach() + sigma * torch.randn_like(made) for made in cleaned]
+        noisy = [noised(made.detach(), SIGMAS[step + 1]) for made in cleaned]
 
 
 def steps_of(step: int, settings: DitSettings) -> tuple[int, ...]:
@@ -212,7 +240,7 @@ def train_dit(
         batch = batch.to(device)
         trained = steps_of(run.step, settings)
         losses = dict(rollout(dit, batch, settings, trained))
-        norm = run.stepped(torch.stack([losses[step] for step in trained]).sum())
+        norm = run.stepped(torch.stack([losses[step] for step in trained]).sum(), contract_memory)
         if run.step % 10 == 0:
             run.report(
                 **{f"step{step}": float(loss.detach()) for step, loss in losses.items()},
