@@ -37,6 +37,8 @@ BENCHMARKS = {
     "session": "live audio at real-time pace, as a viewer sees it; memory over hours",
     "latency": "speech to the first speaking frame, interruption to the last stale one",
     "conversation": "speech, silence and interruptions for an hour: nothing lost, flat memory",
+    "serve": "a server: first frame, speech to frame, interruption, sessions a second, memory",
+    "replicas": "two replicas on Ray Serve against one: frames a second, connections",
     "quality": "films of the small trained model: lips, prompts, drift, memory, formats",
     "profile": "a session for Nsight, and what instrumentation costs",
     "paper": "the paper's Tables 3 and 5 measured here beside the published; scaling",

@@ -11,7 +11,8 @@ pace, for the stages round the DiT and what overlaps.
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,11 @@ from benchmarks.baseline import Baselines
 from benchmarks.models import IMAGE_TOKENS, PROMPT_TOKENS, Loaded
 from benchmarks.options import add_model
 from benchmarks.timing import Clock
-from liveact.blocks import audio_rows
+from liveact.blocks import TEMPORAL_STRIDE, audio_rows
 from liveact.dit.dit import DitStream, MemoryPolicy
+from liveact.engine import Engine
+from liveact.vae.queue import DecodeQueue
+from liveact.vae.vae import Vae
 
 FIRST_STEADY_BLOCK = 3
 VIDEO_FRAMES = 32
@@ -46,6 +50,9 @@ FIELDS: dict[str, Any] = {
         "block_period_ms": float,
         "overlap": float,
         "frames_per_second": float,
+        "decode_alone_ms": float,
+        # On a GPU: the same where the decode of a block goes before the denoise of the next.
+        "decode_first_period_ms": (float, type(None)),
     },
     "tflop": dict,  # group of products -> TFLOP of a block
     "tflop_per_frame": float,
@@ -56,6 +63,10 @@ FIELDS: dict[str, Any] = {
     "mfu_measured": float,
     "mfu_datasheet": (float, type(None)),
     "memory_bytes": {"stream": int, "device": int, "process": int},
+    # Two devices: `one_ms` (a spread), the same block on the first alone, in turn, and `ratio`, how
+    # many times as long the two take. On CPUs they have the cores of one, so that is what the
+    # split costs.
+    "split": (dict, type(None)),
     "choices": dict,  # what the device chose by trial: call -> choice
 }
 
@@ -105,8 +116,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         result = compare(loaded, options.repeat, clock)
     else:
         result = alone(loaded, options.repeat, clock, options.latents)
+    # At once: whatever fails from here on, this was measured.
+    took = result["ms_per_block"]
+    print(f"{took['median']:.1f} ms per block ({took['p10']:.1f} to {took['p90']:.1f})", flush=True)
     formats = ("fp32",) if loaded.on_cpu else ("bf16", "fp8")
     peak = peaks.measure(clock, formats)
+    torch.cuda.empty_cache()
     shape = flops.BlockShape(loaded.tokens_per_frame, prompt_tokens=PROMPT_TOKENS)
     audio_dim = int(loaded.dit.config.audio_dim)
     work = flops.engine_block(loaded.config, shape, audio_dim)
@@ -134,7 +149,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "mfu_measured": tflops / peak["tflops"][fmt],
         "mfu_datasheet": tflops / sheet[f"{fmt}_tflops"] if sheet else None,
         "choices": loaded.dit.device.choices,
-        "pipeline": pipeline(loaded, session.STEADY_BLOCK + options.repeat),
+        "split": split(loaded, options.repeat, clock) if len(loaded.dit.devices) == 2 else None,
+        "pipeline": pipeline(loaded, options.repeat),
     }
     return result
 
@@ -193,7 +209,7 @@ def timed(
         "parts_ms": {n: spread.percentile(c, 50) for n, c in zip(PARTS, columns, strict=True)},
         "memory_bytes": {
             "stream": stream.device_bytes,
-            "device": loaded.dit.device.allocated_bytes,
+            "device": sum(device.allocated_bytes for device in loaded.dit.devices),
             "process": session.resident_bytes(),
         },
     }
@@ -247,18 +263,63 @@ def compare(loaded: Loaded, repeat: int, clock: Clock) -> dict[str, Any]:
     }
 
 
-def pipeline(loaded: Loaded, blocks: int) -> dict[str, Any]:
-    """A session without pace: the stages round the DiT, and what overlaps."""
+def split(loaded: Loaded, repeat: int, clock: Clock) -> dict[str, Any]:
+    """Two devices beside the first one alone, block by block in turn."""
+    given = inputs(loaded, FIRST_STEADY_BLOCK + 1 + repeat)
+    dits = (loaded.dit, loaded.dit.on_first())
+    times: tuple[list[float], ...] = ([], [])
+    streams = [open_stream(replace(loaded, dit=dit), given, MemoryPolicy()) for dit in dits]
+    blocks = Blocks(loaded, given)
+    for block in range(FIRST_STEADY_BLOCK + repeat):
+        noise, renoise, rows = blocks.next(streams[0].frames_of_next_block)
+        for stream, found in zip(streams, times, strict=True):
+            _, ms = clock.block(stream.denoise, noise, renoise[:2], rows)
+            if block >= FIRST_STEADY_BLOCK:
+                found.append(ms)
+    return {"one_ms": spread.spread(times[1]), "ratio": spread.median_ratio(*times)}
+
+
+def pipeline(loaded: Loaded, repeat: int) -> dict[str, Any]:
+    """A session without pace: the stages round the DiT, what overlaps, and what would be gained by
+    another order of the two that share a device."""
     engine = models.open_engine(loaded)
-    seconds = blocks * session.BLOCK_FRAMES / session.FPS
-    recorder, _ = session.run(engine, seconds, live=False, size=loaded.size, seed=loaded.seed)
-    evaluated = session.evaluate(recorder, None, loaded.size)
+    evaluated = paced_by_itself(engine, loaded, repeat)
+    decode_first = None
+    if engine.vae.queue is not None:
+        torch.cuda.empty_cache()  # what was freed on a stream is kept for it
+        engine.vae.queue = DecodeQueue(engine.vae.device, before_denoise=True)
+        decode_first = paced_by_itself(engine, loaded, repeat)["block_period_ms"]["median"]
+        engine.vae.queue = DecodeQueue(engine.vae.device)
     return {
         "stages_ms": evaluated["stages_ms"],
         "overlap": evaluated["overlap"],
         "block_period_ms": evaluated["block_period_ms"]["median"],
         "frames_per_second": evaluated["frames_per_second"],
+        "decode_alone_ms": decode_alone_ms(engine.vae, loaded, repeat),
+        "decode_first_period_ms": decode_first,
     }
+
+
+def paced_by_itself(engine: Engine, loaded: Loaded, repeat: int) -> dict[str, Any]:
+    """`session.evaluate` of so many steady blocks, as fast as they come."""
+    seconds = (session.STEADY_BLOCK + repeat) * session.BLOCK_FRAMES / session.FPS
+    recorder, _ = session.run(engine, seconds, live=False, size=loaded.size, seed=loaded.seed)
+    return session.evaluate(recorder, None, loaded.size)
+
+
+def decode_alone_ms(vae: Vae, loaded: Loaded, repeat: int) -> float:
+    """The median decode of a block with nothing beside it, after two to warm up and to record."""
+    generator = torch.Generator().manual_seed(loaded.seed)
+    frames = VIDEO_FRAMES // TEMPORAL_STRIDE
+    latents = torch.randn((16, frames, *loaded.latent_size), generator=generator)
+    decoder, times = vae.open_stream(), []
+    for _ in range(2 + repeat):
+        start_s = time.perf_counter()
+        for _ in decoder.decode(latents):
+            pass
+        times.append(1e3 * (time.perf_counter() - start_s))
+    decoder.close()
+    return spread.percentile(times[2:], 50)
 
 
 def print_table(result: dict[str, Any], console: Console) -> None:
@@ -275,6 +336,11 @@ def print_table(result: dict[str, Any], console: Console) -> None:
     for name, reason in result["missing"].items():
         table.add_row(name, "failed", "", "", reason)
     console.print(table)
+    if (two := result["split"]) is not None:
+        one = two["one_ms"]["median"]
+        console.print(
+            f"on the first device alone: {one:.0f} ms; both take {two['ratio']:.3f} of it"
+        )
     parts = result["parts_ms"]
     console.print("of it: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in parts.items()))
     ops = sum(op["total_ms"] for op in result["ops"])
@@ -289,6 +355,13 @@ def print_table(result: dict[str, Any], console: Console) -> None:
         f"whole pipeline: {run['block_period_ms']:.0f} ms per block, "
         f"{run['frames_per_second']:.1f} frames per second, {run['overlap']:.0%} of the decoding "
         f"under denoising; stages, ms: {stages}"
+    )
+    one_by_one = result["ms_per_block"]["median"] + run["decode_alone_ms"]
+    first = run["decode_first_period_ms"]
+    console.print(
+        f"denoise and decode ({run['decode_alone_ms']:.0f} ms alone) one after the other would "
+        f"take {one_by_one:.0f} ms"
+        + ("" if first is None else f"; the decode before the denoise: {first:.0f} ms")
     )
     sheet = result["mfu_datasheet"]
     console.print(

@@ -41,8 +41,8 @@ Range = tuple[float, float]
 PREDICTED: dict[str, dict[str, Range]] = {
     "H200": {
         "products": (470, 525),
-        "attention": (385, 480),
-        "attention_gluon": (290, 340),
+        "attention": (370, 460),
+        "attention_gluon": (250, 293),
         "rest": (77, 87),
         "between": (8, 8),
         "vae": (180, 230),
@@ -50,8 +50,8 @@ PREDICTED: dict[str, dict[str, Range]] = {
     },
     "H100": {
         "products": (470, 525),
-        "attention": (385, 480),
-        "attention_gluon": (290, 340),
+        "attention": (370, 460),
+        "attention_gluon": (250, 293),
         "rest": (101, 113),
         "between": (8, 8),
         "vae": (190, 250),
@@ -65,6 +65,12 @@ def block_ms(card: str, gluon: bool) -> Range:
     parts = ("products", "attention_gluon" if gluon else "attention", "rest", "between")
     ranges = [PREDICTED[card][part] for part in parts]
     return sum(low for low, _ in ranges), sum(high for _, high in ranges)
+
+
+def two_ms(low: float, high: float) -> Range:
+    """A block on two GPUs: half of one's, and 1 to 14 ms for what they exchange (docs/parallel.md):
+    barriers only, or all of it exposed."""
+    return low / 2 + 1, high / 2 + 14
 
 
 def card_of(result: dict[str, Any]) -> str | None:
@@ -91,6 +97,14 @@ def _block(result: dict[str, Any], card: str | None) -> list[Figure]:
     products, attention = total("linear"), total("self_attention")
     whole = block_ms(card, gluon) if known and card is not None else (None, None)
     kernel = "Gluon" if gluon else "Triton"
+    if two := result.get("split"):
+        half = two_ms(*whole) if known and card is not None else (None, None)
+        return [
+            Figure("block, two GPUs", "ms", result["ms_per_block"]["median"], *half),
+            Figure("of the time of one", "", two["ratio"]),
+            Figure("one GPU beside it", "ms", two["one_ms"]["median"], *whole),
+            Figure("whole pipeline", "FPS", result["pipeline"]["frames_per_second"]),
+        ]
     return [
         Figure(f"block, {kernel} attention", "ms", result["ms_per_block"]["median"], *whole),
         Figure("products", "ms a block", products, *expected("products")),

@@ -42,17 +42,17 @@ def _heads(rows: int, heads: int, seed: int, device: torch.device) -> Tensor:
     return torch.randn(heads, rows, HEAD_DIM, generator=generator).to(device)
 
 
+Scales = tuple[Tensor, Tensor]  # [H] of keys and of values, fp8 only
+
+
 def _segment(
-    k: Tensor, v: Tensor, fmt: str, v_scale: Tensor | None, on_gpu: bool
+    k: Tensor, v: Tensor, fmt: str, scales: Scales | None, on_gpu: bool
 ) -> tuple[tuple[Any, ...], Tensor, Tensor]:
-    """k, v [H, tokens, hd] → the op's segment in the device's layout, and the values it holds.
-    v_scale [H]: for fp8, else None."""
-    k_scale = None
-    if v_scale is not None:
-        codes, scale = row_scales(k)
-        stored_k, k_scale, held_k = codes, scale[..., 0].cpu(), codes.float() * scale
-        codes = (v / v_scale[:, None, None]).clamp(-448, 448).to(DTYPES["fp8"])
-        stored_v, held_v = codes, codes.float() * v_scale[:, None, None]
+    """k, v [H, tokens, hd] → the op's segment in the device's layout, and the values it holds."""
+    if scales is not None:
+        (stored_k, held_k), (stored_v, held_v) = (
+            _encode(x, scale) for x, scale in zip((k, v), scales, strict=True)
+        )
     else:
         stored_k, stored_v = k.to(DTYPES[fmt]), v.to(DTYPES[fmt])
         held_k, held_v = stored_k.float(), stored_v.float()
@@ -62,13 +62,32 @@ def _segment(
         padded = torch.zeros(heads, width, columns, dtype=torch.float32, device=v.device)
         padded[..., :tokens] = stored_v.float().transpose(1, 2)
         stored_v = padded.to(stored_v.dtype)
-    scale_of_v = None if v_scale is None else v_scale.cpu()
-    return (stored_k.cpu(), stored_v.cpu(), k_scale, scale_of_v), held_k, held_v
+    of_both = (None, None) if scales is None else tuple(scale.cpu() for scale in scales)
+    return (stored_k.cpu(), stored_v.cpu(), *of_both), held_k, held_v
+
+
+def _encode(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """x [H, tokens, hd] as fp8 with a scale per head, and what it then is."""
+    codes = (x / scale[:, None, None]).clamp(-448, 448).to(DTYPES["fp8"])
+    return codes, codes.float() * scale[:, None, None]
 
 
 def _value_scale(v: Tensor) -> Tensor:
     """[H]: kValueHeadroom = 8 in csrc/core/ops.h."""
     return 8 * v.abs().amax(dim=(1, 2)).clamp(min=1e-12) / 448
+
+
+def _key_scale(gain: Tensor, heads: int) -> Tensor:
+    """[H] of keys behind a norm with this gain [D] (csrc/core/ops.h)."""
+    return gain.numel() ** 0.5 * gain.abs().view(heads, -1).amax(1).clamp(min=1e-12) / 448
+
+
+def _scales(fmt: str, *values: Tensor) -> Scales | None:
+    """Those of keys behind a norm without a gain, and of these values [H, tokens, hd]."""
+    if fmt != "fp8":
+        return None
+    v = torch.cat(values, dim=1)
+    return _key_scale(torch.ones(v.shape[0] * HEAD_DIM, device=v.device), len(v)), _value_scale(v)
 
 
 def split_qkv(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
@@ -82,8 +101,10 @@ def split_qkv(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
     v_scale = _value_scale(v) if fmt == "fp8" else None
     columns = -(-m // VALUE_STRIDE) * VALUE_STRIDE
     shape = [heads, HEAD_DIM, columns] if device.type == "cuda" else [heads, m, HEAD_DIM]
-    arguments = (qkv, *gains, EPS, tables, 6, heads, v_scale, shape, fmt)
+    k_scale = _key_scale(gains[1], heads) if fmt == "fp8" else None
+    arguments = (qkv, *gains, EPS, tables, 6, heads, k_scale, v_scale, shape, fmt)
     operands = [t.to(device) for t in (qkv, *gains, *tables)]
+    key_scale, value_scale = _key_scale(operands[2], heads), _value_scale(v.to(device))
     low = DTYPES[plain_format(fmt)]
 
     def line(qkv: Tensor, q_gain: Tensor, k_gain: Tensor, *rope: Tensor) -> Any:
@@ -105,7 +126,7 @@ def split_qkv(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
         q, k = parts
         v = qkv[:, 2 * dim :].reshape(m, heads, HEAD_DIM).transpose(0, 1)
         if fmt == "fp8":
-            return row_scales(q), row_scales(k), row_scales(v)
+            return row_scales(q), _encode(k, key_scale)[0], _encode(v, value_scale)[0]
         return q.to(low), k.to(low), v.contiguous()
 
     def queries() -> Tensor:
@@ -139,8 +160,8 @@ def update_memory(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
         [_heads(n * frame, heads, seed + s, device) for s in (0, 1)]
         for n, seed in ((6, 10), (case.sizes["n"], 20))
     )
-    v_scale = _value_scale(torch.cat([context[1], current[1]], 1)) if fmt == "fp8" else None
-    stored = [_segment(k, v, fmt, v_scale, on_gpu)[0] for k, v in (context, current)]
+    scales = _scales(fmt, context[1], current[1])
+    stored = [_segment(k, v, fmt, scales, on_gpu)[0] for k, v in (context, current)]
     dim = heads * HEAD_DIM
     taps = [make_values("random", dim, 5, seed=s) * 0.2 for s in (1, 2)]
     own = case.options["taps"] == "own"
@@ -171,7 +192,9 @@ def update_memory(case: KernelCase, fmt: str, device: torch.device) -> Prepared:
         "update_memory",
         arguments,
         fmt,
-        result=lambda out: as_float((out[0], out[2])) if fmt == "fp8" else out[0].float(),
+        result=lambda out: (
+            out[0].float() * scales[0].cpu()[:, None, None] if scales else out[0].float()
+        ),
         peers=torch_line(device, line, five, weight),
         bytes_moved=2 * (len(sources) + len(table)) * frame * dim * itemsize,
     )
@@ -188,7 +211,7 @@ def self_attention(case: KernelCase, fmt: str, device: torch.device) -> Prepared
         [_heads(frames * frame, heads, seed + s, device) for s in (0, 1)]
         for frames, seed in ((case.sizes["context"], 2), (n, 4))
     )
-    v_scale = _value_scale(torch.cat([context[1], current[1]], 1)) if fmt == "fp8" else None
+    scales = _scales(fmt, context[1], current[1])
     q_scale = None
     if fmt == "fp8":
         codes, scale = row_scales(q)
@@ -197,7 +220,7 @@ def self_attention(case: KernelCase, fmt: str, device: torch.device) -> Prepared
         given = q.to(DTYPES[fmt])
         given, q = given.cpu(), given.float()
     segments, keys, values = zip(
-        *(_segment(k, v, fmt, v_scale, on_gpu) for k, v in (context, current)), strict=True
+        *(_segment(k, v, fmt, scales, on_gpu) for k, v in (context, current)), strict=True
     )
     k, v = (torch.cat(parts, dim=1) for parts in (keys, values))
     low = DTYPES[plain_format(fmt)]

@@ -11,7 +11,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -119,7 +119,7 @@ class Loaded:
 
     @property
     def on_cpu(self) -> bool:
-        return self.devices.name == "cpu"
+        return self.devices.core.name == "cpu"
 
     def described(self) -> dict[str, Any]:
         """The part of a result that says what ran."""
@@ -155,25 +155,29 @@ def load(options: argparse.Namespace, plain: bool = False) -> Loaded:
     memory beside plain PyTorch's.
     """
     devices = open_devices(options.device, None, options.precision, options.checkpoint)
-    on_cpu = devices.name == "cpu"
+    on_cpu = devices.core.name == "cpu"
     size = options.size or ((192, 192) if on_cpu else (512, 512))
     common = {"size": size, "seed": options.seed}
     if options.checkpoint is not None:
         directory = options.checkpoint
-        dit = Dit.load(directory, devices.core, devices.precision)
+        dit = Dit.load(directory, devices.cores, devices.precision)
         tensors = open_tensors(directory, DIT_STEM)
         config = demo.DIT_CONFIG | read_json(directory / "config.json")
         return Loaded(devices, dit, config, tensors, directory.name, directory, None, **common)
     name = options.random_weights or ("middle" if on_cpu else "released")
     model = MODELS[name]
+    if len(devices.cores) == 2 and model.config["num_heads"] % 2:  # they share the heads
+        heads = model.config["num_heads"] + 1
+        model = replace(model, config=model.config | {"num_heads": heads})
     drawn = draw(model, options.seed, devices.torch_device)
     if devices.precision == "fp32":  # as torch has them too, beside which they are timed
         drawn = {name: tensor.float() for name, tensor in drawn.items()}
     elif not on_cpu and not plain:  # 19 GB instead of 38 from here on, and no way through the host
         quantise(drawn, model.config["num_layers"], devices.precision)
+        torch.cuda.empty_cache()  # the runtime has an allocator of its own
     dit = cast(Dit, None)
     if not plain:
-        dit = Dit(devices.core, core_config(model.config, model), drawn, devices.precision)
+        dit = Dit(devices.cores, core_config(model.config, model), drawn, devices.precision)
     source = f"random, {name}, seed {options.seed}"
     return Loaded(devices, dit, model.config, drawn, source, None, model, **common)
 

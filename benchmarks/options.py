@@ -32,7 +32,10 @@ def picture_size(text: str) -> tuple[int, int]:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """What every benchmark takes. A benchmark that wants another default for `repeat` sets it."""
-    parser.add_argument("--device", help="cpu or cuda:N; default: CUDA where usable, else cpu")
+    parser.add_argument(
+        "--device",
+        help="cpu or cuda:N, or two with a comma between; default: CUDA where usable, else cpu",
+    )
     parser.add_argument("--repeat", type=positive, help="how often; more gives narrower medians")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the result here")

@@ -199,12 +199,17 @@ def edited(
     }
 
 
-def jump(pictures: Tensor, starts: Sequence[int]) -> float:
-    """The mean difference of a frame from the one before at these frames, over that elsewhere."""
+def jump(pictures: Tensor, starts: Sequence[int], among: int = 1) -> float:
+    """The mean difference of a frame from the one before at these frames, over that elsewhere.
+
+    among: elsewhere counts each so manyth frame only, from frame 1 on. The four frames of a latent
+    frame are decoded together, so with 4 a block is compared with what is between any two of them.
+    """
     change = pictures.diff(dim=0).abs().mean((1, 2, 3))
-    at = torch.zeros(len(change), dtype=torch.bool)
+    at, counts = torch.zeros(2, len(change), dtype=torch.bool)
     at[torch.tensor([start - 1 for start in starts if start < len(pictures)])] = True
-    return float(change[at].mean() / change[~at].mean())
+    counts[::among] = True
+    return float(change[at].mean() / change[counts & ~at].mean())
 
 
 def seams(options: argparse.Namespace) -> Lines:
@@ -228,6 +233,8 @@ def seams(options: argparse.Namespace) -> Lines:
                     {
                         "film": jump(made.pictures, starts),
                         "drawn": jump(drawn, starts),
+                        "film, latents": jump(made.pictures, starts, among=4),
+                        "drawn, latents": jump(drawn, starts, among=4),
                         "correlation": synchronisation(openings, made.motion).correlation,
                     }
                 )

@@ -1,8 +1,8 @@
 """What a window on a GPU found: the headline table with the machine's stamp, and a figure.
 
-`python -m benchmarks report OUT` reads the JSON files that benchmarks/gpu.sh left in OUT (or in
-OUT/results.tar.gz, where only that came back). Every figure stands beside its prediction:
-predicted, measured, ratio. Writes OUT/report.txt and, with matplotlib, OUT/report.png.
+`python -m benchmarks report OUT` reads the JSON files of OUT/results.tar.gz, which
+benchmarks/gpu.sh left there, and of OUT. Every figure stands beside its prediction: predicted,
+measured, ratio. Writes OUT/report.txt and, with matplotlib, OUT/report.png.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from liveact.errors import InputError
 def read(out: Path) -> dict[str, dict[str, Any]]:
     """Name of the stage → result. Raises InputError where there is none."""
     archive = out / "results.tar.gz"
-    if not list(out.glob("*.json")) and archive.exists():
+    if archive.exists():
         with tarfile.open(archive) as tar:
             tar.extractall(out, filter="data")
     results = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}

@@ -3,8 +3,8 @@
     python3 -m benchmarks.stages OUT first|second
 
 Needs nothing but the standard library, so that a machine which lacks a package says so in the stage
-that wants it. OUT gets NAME.txt (everything printed), NAME.json (of a benchmark), summary.txt (a
-line a stage) and, after every stage, results.tar.gz with all of it.
+that wants it. OUT gets, anew after every stage, summary.txt (a line a stage) and results.tar.gz:
+that, NAME.txt (everything printed) and NAME.json (of a benchmark).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,21 +32,24 @@ KILL_S = 10  # from a polite end to a forced one
 @dataclass(frozen=True)
 class Stage:
     """name: of its files. limit_s: it is ended then. needed: nothing after it means anything
-    without it. {out} and {python} in the command are filled in."""
+    without it. after: a stage that must have been ok, or this one is left out. gpus: it needs that
+    many; left out where there are fewer. {out} and {python} in the command are filled in."""
 
     name: str
     limit_s: int
     command: str
     needed: bool = False
+    after: str | None = None
+    gpus: int = 1
 
 
 def _pytest(selection: str) -> str:
-    return f"{{python}} -m pytest -m gpu -rs -p no:cacheprovider --tb=short {selection}"
+    return f"{{python}} -m pytest -m gpu -rsfE -p no:cacheprovider --tb=short {selection}"
 
 
-def _bench(name: str, options: str, file: str | None = None) -> str:
+def _bench(name: str, options: str, file: str | None = None, device: str = "cuda:0") -> str:
     json = f"{{out}}/{file or name}.json"
-    return f"{{python}} -m benchmarks {name} --device cuda:0 --json {json} {options}"
+    return f"{{python}} -m benchmarks {name} --device {device} --json {json} {options}"
 
 
 # Kernels that come along are used as they are. Without the Gluon kernel at first: it may hang, and
@@ -79,9 +83,24 @@ _SETUP = (
     ),
     Stage("doctor", 30, "{python} -m liveact doctor"),
 )
+# Both GPUs denoise: is it correct, what does a block take, what a session.
+_PAIR = "cuda:0,cuda:1"
+_TWO = (
+    Stage("two_recorded", 60, _pytest("tests/gpu/test_gpu_two.py"), gpus=2),
+    Stage("block_two", 120, _bench("block", f"{_MODEL} --repeat 5", "block_two", _PAIR), gpus=2),
+    Stage(
+        "session_two",
+        60,
+        _bench("session", f"{_MODEL} --minutes 0.3 --pace off", "session_two", _PAIR),
+        gpus=2,
+    ),
+)
 _VAE_TESTS = " ".join(
     f"tests/gpu/test_gpu_vae.py::{name}"
     for name in ("test_decodes_as_recorded", "test_encodes_as_recorded", "test_conv_epilogue")
+)
+_GLUON = Stage(
+    "gluon", 90, _pytest("tests/kernels/attention/test_attention_gpu.py -k 'hopper or two_fp8'")
 )
 FIRST = (
     *_SETUP,
@@ -107,24 +126,33 @@ FIRST = (
     ),
     Stage("block", 120, _bench("block", f"{_MODEL} --repeat 5 {_LATENTS}")),
     Stage(
-        "gluon",
-        90,
-        _pytest("tests/kernels/attention/test_attention_gpu.py -k 'hopper or two_fp8'"),
-    ),
-    Stage("gluon_time", 45, f"{{python}} -m tests.support.kernels.attention_gpu {GLUON}"),
-    Stage("gluon_package", 60, _KERNELS),
-    Stage("block_gluon", 100, _bench("block", f"{_MODEL} --repeat 5", "block_gluon")),
-    Stage(
         "linears",
         60,
         _bench("kernels", "--only linear --no-compile --repeat 5 --check", "linears"),
     ),
     Stage("vae", 60, _bench("vae", "--endurance-blocks 5")),
+    # A kernel that hangs may take the GPU along; a wrong one would be chosen where it is fast.
+    _GLUON,
+    Stage(
+        "gluon_time",
+        45,
+        f"{{python}} -m tests.support.kernels.attention_gpu {GLUON}",
+        after="gluon",
+    ),
+    Stage("gluon_package", 60, _KERNELS, after="gluon"),
+    Stage(
+        "block_gluon",
+        100,
+        _bench("block", f"{_MODEL} --repeat 5", "block_gluon"),
+        after="gluon_package",
+    ),
     Stage("session", 60, _bench("session", f"{_MODEL} --minutes 0.3 --pace off")),
+    *_TWO,
 )
 SECOND = (
     *_SETUP,
-    Stage("gluon_package", 60, _KERNELS),
+    _GLUON,
+    Stage("gluon_package", 60, _KERNELS, after="gluon"),
     Stage("block", 120, _bench("block", f"{_MODEL} --repeat 9 {_LATENTS}")),
     *(
         Stage(
@@ -156,6 +184,15 @@ SECOND = (
     Stage("sanitizer", 120, _pytest("tests/gpu/test_gpu.py::test_compute_sanitizer")),
 )
 WINDOWS = {"first": FIRST, "second": SECOND}
+
+
+def count_gpus() -> int:
+    """As the driver's own tool lists them; 0 without it."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def run(stage: Stage, out: Path, limit_s: float) -> tuple[int, float]:
@@ -200,8 +237,8 @@ def verdict(stage: Stage, out: Path, status: int, limit_s: float) -> str:
         return headline(file) + ("" if status == 0 else f"; {last}")
     if " pytest " in stage.command:
         return _tests(lines, last)
-    rates = [line for line in lines if "TFLOP/s" in line]
-    return "; ".join(rates) if rates and status == 0 else last
+    found = [line for line in lines if "TFLOP/s" in line or "ms per block" in line]
+    return "; ".join([*found, *([last] if status or not found else [])])
 
 
 def _tests(lines: list[str], last: str) -> str:
@@ -210,7 +247,7 @@ def _tests(lines: list[str], last: str) -> str:
     skips = [m for line in lines if (m := re.match(r"SKIPPED \[(\d+)\] \S+ (.*)", line))]
     most = max(skips, key=lambda m: int(m[1]), default=None)
     said = failures[:1] or ([] if most is None else [most[2]])
-    return "; ".join([last, *said])
+    return "; ".join([last.strip("= "), *said])
 
 
 def state_of(stage: Stage, out: Path, status: int) -> str:
@@ -221,12 +258,12 @@ def state_of(stage: Stage, out: Path, status: int) -> str:
     return "ok" if " pytest " not in stage.command or " passed" in text else "no test"
 
 
-def pack(out: Path) -> None:
-    """results.tar.gz of everything in OUT, whole or not at all."""
+def pack(found: Path, out: Path) -> None:
+    """OUT/results.tar.gz of the files in a folder, whole or not at all."""
     part = out / "results.tar.gz.part"
     with tarfile.open(part, "w:gz") as tar:
-        for path in sorted(out.iterdir()):
-            if path.suffix not in (".gz", ".part", ".safetensors"):
+        for path in sorted(found.iterdir()):
+            if path.suffix != ".safetensors":
                 tar.add(path, path.name)
     part.rename(out / "results.tar.gz")
 
@@ -237,30 +274,38 @@ def main(arguments: list[str]) -> int:
         return 2
     out, window = Path(arguments[0]).resolve(), arguments[1]
     out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="liveact-stages-") as folder:
+        return _run_window(window, Path(folder), out)
+
+
+def _run_window(window: str, found: Path, out: Path) -> int:
+    """found: where the stages leave what they find. 0 if every stage was ok."""
     budget_s, start = BUDGET_S[window], time.monotonic()
-    rows, failed, stopped = [], False, ""
+    rows, states, stopped, gpus = [], dict[str, str](), "", count_gpus()
     for stage in WINDOWS[window]:
         left_s = budget_s - (time.monotonic() - start)
-        limit_s = min(stage.limit_s, left_s)
-        if stopped or limit_s < 5:
-            said = stopped or f"no time: {left_s:.0f} s left of {budget_s}"
-            rows.append(f"{stage.name:<15} {'':>5} {'skipped':<8} {said}")
-            failed = True
+        limit_s, seconds = min(stage.limit_s, left_s), ""
+        if stage.gpus > max(gpus, 1):
+            state, said = "left out", f"needs {stage.gpus} GPUs, found {gpus}"
+        elif stage.after is not None and states[stage.after] != "ok":
+            state, said = "left out", f"after {stage.after} only"
+        elif stopped or limit_s < 5:
+            state, said = "skipped", stopped or f"no time: {left_s:.0f} s left of {budget_s}"
         else:
-            (out / f"{stage.name}.json").unlink(missing_ok=True)
-            status, seconds = run(stage, out, limit_s)
-            said = verdict(stage, out, status, limit_s)[:VERDICT_LETTERS]
-            state = state_of(stage, out, status)
-            rows.append(f"{stage.name:<15} {seconds:>4.0f}s {state:<8} {said}")
-            failed |= state != "ok"
+            status, took_s = run(stage, found, limit_s)
+            state, seconds = state_of(stage, found, status), f"{took_s:.0f}s"
+            said = verdict(stage, found, status, limit_s)[:VERDICT_LETTERS]
             if status != 0 and stage.needed:
                 stopped = f"nothing without {stage.name}"
+        states[stage.name] = state
+        rows.append(f"{stage.name:<15} {seconds:>5} {state:<8} {said}")
         print(rows[-1], flush=True)
-        (out / "summary.txt").write_text("\n".join(rows) + "\n")
-        pack(out)
+        for folder in (found, out):
+            (folder / "summary.txt").write_text("\n".join(rows) + "\n")
+        pack(found, out)
     print(f"\n{window}: {time.monotonic() - start:.0f} s of {budget_s}; {out}/results.tar.gz\n")
     print("\n".join(rows))
-    return int(failed)
+    return int(not {"ok", "left out"} >= set(states.values()))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks import spread
-from liveact.device.devices import parse_device
+from liveact.device.devices import parse_devices
 
 PERIOD_S = 0.2
 FIELDS: dict[str, Any] = {
@@ -51,7 +51,7 @@ class Telemetry:
         self._samples: list[tuple[int, int, float, int, int]] = []
         self._nvml = nvml
         self._missing = "the device is the CPU"
-        name = parse_device(device or "cuda")
+        name = parse_devices(device or "cuda")[0]
         if name == "cpu":
             return
         index = int(name.removeprefix("cuda:"))

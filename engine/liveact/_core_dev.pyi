@@ -1,5 +1,6 @@
 """Types of the extension module of tests and benchmarks (bindings/dev), which no wheel has."""
 
+from pathlib import Path
 from typing import Any
 
 from liveact._core import Device
@@ -15,3 +16,5 @@ class TimedDevice(Device):
 def update_table(
     slots: tuple[int, int, int, int], memory: str, block: int
 ) -> dict[int, list[int]]: ...
+def read_policy(file: Path) -> tuple[list[dict[str, str]], bool]: ...
+def precision_of(directory: Path, name: str, device: Device) -> list[dict[str, str]]: ...

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from cachetools import LRUCache, cachedmethod
@@ -29,7 +29,7 @@ from cachetools import LRUCache, cachedmethod
 from liveact import arguments
 from liveact.audio.chain import SAMPLES_PER_FEATURE
 from liveact.audio.front_end import AudioFrontEnd
-from liveact.blocks import RELEASED_CLOCK, BlockClock
+from liveact.blocks import RELEASED_CLOCK, BlockClock, check_size, latent_size
 from liveact.checkpoint.opened import OpenedCheckpoint, open_checkpoint
 from liveact.device.devices import Devices, open_devices
 from liveact.dit.dit import ROOM_FOR, Dit, MemoryPolicy
@@ -81,6 +81,18 @@ class _Networks:
     text_encoder: TextEncoder
     image_encoder: ImageEncoder
     audio_encoder: AudioEncoder
+
+
+class SessionBytes(NamedTuple):
+    """Memory that a session takes when it is opened, or at its first picture.
+
+    Attributes:
+        dit: on each device of the DiT.
+        vae: on that of the VAE, but for what the CUDA graphs of a GPU work in.
+    """
+
+    dit: int
+    vae: int
 
 
 class Engine:
@@ -139,10 +151,12 @@ class Engine:
 
         Args:
             directory: the checkpoint.
-            device: `cpu` or `cuda:N` for the DiT and the encoders; None: CUDA where usable, else
-                the CPU. `Engine.devices` says what was chosen and why. Or devices that are open
+            device: `cpu` or `cuda:N` for the DiT and the encoders; `cuda:N,cuda:M` for two GPUs
+                that denoise every block together (docs/parallel.md), with the encoders on the first
+                one. None: CUDA where usable, else the CPU; of two GPUs what is expected to be
+                fastest. `Engine.devices` says what was chosen and why. Or devices that are open
                 already (`liveact.device.devices.open_devices`), which say the next two as well.
-            vae_device: the same for the VAE; None: where the DiT is.
+            vae_device: `cpu` or `cuda:N` for the VAE; None: where the DiT is, on the last one.
             precision: `fp32`, `bf16`, `fp8`, `auto`, a policy, or the file of one (`liveact
                 calibrate`); None: what the checkpoint was converted to, else fp32 on the CPU, auto
                 on CUDA. `Engine.dit.precision` says what `auto` became.
@@ -190,10 +204,10 @@ class Engine:
         begin("VAE")
         vae = opened.vae.fill(opened.vae_tensors, devices.vae_torch_device, devices.vae_launch)
         begin("DiT")
-        shared = devices.vae_core is devices.core
+        shared = devices.vae_core in devices.cores
         decode_bytes = vae.stream_bytes(ROOM_FOR, dtype=torch.bfloat16) if shared else 0
         dit = Dit(
-            devices.core,
+            devices.cores,
             opened.dit_config,
             opened.dit,
             devices.precision,
@@ -240,7 +254,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Sessions, memory and caches at this moment. Raises LiveActError once it is closed."""
-        device = self._open().dit.device
+        dit = self._open().dit
         with self._lock:
             prompts, pictures, opened = len(self._prompts), len(self._pictures), self._num_opened
             workers = list(self._workers)
@@ -249,7 +263,7 @@ class Engine:
         return EngineStats(
             sessions=tuple(sessions),
             sessions_opened=opened,
-            device_bytes=device.allocated_bytes,
+            device_bytes=sum(device.allocated_bytes for device in dit.devices),
             cached_prompts=prompts,
             cached_pictures=pictures,
             age_s=time.monotonic() - self._loaded_s,
@@ -276,6 +290,18 @@ class Engine:
         if (networks := self._networks) is None:
             raise LiveActError("engine: expected an open one, found a closed one")
         return networks
+
+    def session_bytes(self, size: tuple[int, int]) -> SessionBytes:
+        """What a session of pictures (width, height) would take, with the options of `open_session`
+        as they are without being given. Raises InputError."""
+        networks, (width, height) = self._open(), arguments.size("size", size)
+        check_size(width, height)
+        latent = latent_size((width, height))
+        on_gpu = self.devices.vae_core is not None
+        return SessionBytes(
+            networks.dit.stream_bytes(latent, networks.image_encoder.tokens),
+            networks.vae.stream_bytes(latent, dtype=torch.bfloat16 if on_gpu else torch.float32),
+        )
 
     def encode_prompt(self, prompt: str) -> torch.Tensor:
         """[tokens, text_dim]; the last prompts are kept. Raises InputError."""

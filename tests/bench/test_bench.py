@@ -310,6 +310,8 @@ def test_a_policy_file_is_a_precision(tmp_path: Path) -> None:
         ("paper", [*TINY, "--blocks", "8"]),
         ("latency", [*TINY, "--moments", "1"]),
         ("conversation", [*TINY, "--minutes", "0.2"]),
+        ("serve", ["--moments", "1", "--loads", "3"]),
+        ("replicas", ["--sessions", "2", "--seconds", "2", "--size", "64x64"]),
     ],
 )
 def test_command(
@@ -341,6 +343,12 @@ def test_command(
         # A block waits for 1.6 s of sound.
         assert result["speech_to_frame_after_idle_s"]["pace"]["min"] > 1.6
         assert result["interruption_to_last_frame_s"]["burst"]["max"] < 0.5
+    if name == "serve":
+        assert result["refused_per_s"] > result["accepted_per_s"] > 0
+        assert result["interrupt_to_silence_s"]["max"] < 1.0
+    if name == "replicas":
+        assert [row["replicas"] for row in result["replicas"]] == [1, 2]
+        assert all(len(row["each"]) == 2 and min(row["each"]) > 0 for row in result["replicas"])
     if name == "session":
         assert result["blocks"] == 8  # ⌊12 s · 20 / 32⌋ + 1
         assert [p["buffer_s"] for p in result["playback"]] == [0.0, 0.5, 1.0, 2.0]

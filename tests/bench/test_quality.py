@@ -28,6 +28,15 @@ def test_a_seam_is_told() -> None:
     assert quality_rows.jump(films, [21, 53, 85]) == pytest.approx(5, rel=1e-4)
 
 
+def test_a_seam_is_not_what_lies_between_any_two_latents() -> None:
+    """Frames that differ by 0.01, and by 0.02 where a latent frame starts: 1, 5, 9 and so on."""
+    steps = torch.full((64,), 0.01)
+    steps[::4] = 0.02
+    films = torch.cat([torch.zeros(1), steps.cumsum(0)]).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+    assert quality_rows.jump(films, [21, 53], among=4) == pytest.approx(1, rel=1e-4)
+    assert quality_rows.jump(films, [21, 53]) > 1.5
+
+
 def test_slopes_and_their_intervals() -> None:
     generator = np.random.default_rng(0)
     noise = generator.normal(size=(200, 60))

@@ -24,6 +24,12 @@ def run(monkeypatch: pytest.MonkeyPatch, out: Path, *window: Stage) -> tuple[int
     return code, (out / "summary.txt").read_text().splitlines()
 
 
+def names(out: Path) -> set[str]:
+    """Of the files in the tar."""
+    with tarfile.open(out / "results.tar.gz") as tar:
+        return set(tar.getnames())
+
+
 def test_a_line_a_stage_one_table_and_one_tar(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -40,8 +46,8 @@ def test_a_line_a_stage_one_table_and_one_tar(
     assert "three.json: expected a result" in lines[2]
     printed = capsys.readouterr().out
     assert printed.rstrip().endswith("\n".join(lines))
-    with tarfile.open(tmp_path / "results.tar.gz") as tar:
-        assert {"one.txt", "summary.txt", "three.json"} <= set(tar.getnames())
+    assert {path.name for path in tmp_path.iterdir()} == {"results.tar.gz", "summary.txt"}
+    assert {"one.txt", "summary.txt", "three.json"} <= names(tmp_path)
 
 
 def test_what_fails_is_said_and_the_rest_goes_on(
@@ -57,7 +63,7 @@ def test_what_fails_is_said_and_the_rest_goes_on(
     assert code == 1
     assert "exit 3   the reason" in lines[0] and "exit 1   no compiler" in lines[1]
     assert "skipped  nothing without needed" in lines[2]
-    assert not (tmp_path / "after.txt").exists()
+    assert "after.txt" not in names(tmp_path)
 
 
 def test_what_tests_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -75,6 +81,47 @@ def test_what_tests_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert code == 1
     assert lines[0].endswith("no test  32 skipped in 1 s; no usable GPU")
     assert lines[1].endswith("exit 1   2 failed, 3 passed in 1 s; FAILED a.py::test_x - assert 1")
+
+
+def test_what_comes_after_a_failure_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A kernel that is wrong is neither packaged nor chosen."""
+    code, lines = run(
+        monkeypatch,
+        tmp_path,
+        Stage("wrong", 20, "exit 1"),
+        Stage("package", 20, "echo never", after="wrong"),
+        Stage("block", 20, "echo never", after="package"),
+        Stage("right", 20, "echo fine"),
+        Stage("more", 20, "echo more", after="right"),
+    )
+    assert code == 1
+    assert lines[1].endswith("left out after wrong only")
+    assert lines[2].endswith("left out after package only")
+    assert lines[3].endswith("ok       fine") and lines[4].endswith("ok       more")
+
+
+def test_what_was_measured_before_a_failure_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _, lines = run(monkeypatch, tmp_path, Stage("a", 20, "echo 9 ms per block; echo lost; exit 1"))
+    assert lines[0].endswith("exit 1   9 ms per block; lost")
+
+
+def test_the_first_failure_of_real_tests_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "test_it.py"
+    file.write_text(
+        "import pytest\n@pytest.mark.gpu\ndef test_fails():\n    assert 1 == 2, 'the reason'\n"
+        "@pytest.mark.gpu\ndef test_skips():\n    pytest.skip('why')\n"
+    )
+    command = stages._pytest(str(file)).replace("{python}", sys.executable)
+    (tmp_path / "out").mkdir()
+    code, lines = run(monkeypatch, tmp_path / "out", Stage("tests", 60, command))
+    assert code == 1
+    assert "exit 1   1 failed, 1 skipped" in lines[0] and "; FAILED " in lines[0]
 
 
 @pytest.mark.slow
@@ -124,6 +171,15 @@ def test_the_first_window_asks_first_whether_it_is_correct() -> None:
     assert names[:5] == ["install", "build", "doctor", "products", "recorded"]
     assert names.index("block") < names.index("gluon") < names.index("gluon_package")
     assert names.index("gluon_package") < names.index("block_gluon")
+    after = {stage.name: stage.after for stage in stages.FIRST if stage.after}
+    assert after == {
+        "gluon_time": "gluon",
+        "gluon_package": "gluon",
+        "block_gluon": "gluon_package",
+    }
+    assert [s.name for s in stages.SECOND if "triton_kernels.compile" in s.command][1:] == [
+        stage.name for stage in stages.SECOND if stage.after == "gluon"
+    ]
     for stage in stages.FIRST[: names.index("gluon")]:
         if "test_attention_gpu" in stage.command:
             assert "-k 'not hopper and not two_fp8'" in stage.command
@@ -163,3 +219,13 @@ def test_recordings_may_lie_inside_the_tree(tmp_path: Path) -> None:
     assert found() == tree / "pack" / "golden"
     (tmp_path / "shared" / "golden").mkdir(parents=True)
     assert found() == tmp_path / "shared" / "golden"
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 2])
+def test_what_needs_two_gpus_is_left_out_without_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: int
+) -> None:
+    monkeypatch.setattr(stages, "count_gpus", lambda: gpus)
+    code, lines = run(monkeypatch, tmp_path, Stage("pair", 20, "echo both", gpus=2))
+    assert code == 0
+    assert lines[0].endswith("both" if gpus == 2 else f"left out needs 2 GPUs, found {gpus}")

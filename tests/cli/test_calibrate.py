@@ -22,7 +22,6 @@ from liveact.blocks import audio_rows
 from liveact.checkpoint.layout import DIT_STEM
 from liveact.commands.calibrate import Calibration, calibrate
 from liveact.commands.conditioning import Conditioning, conditioning
-from liveact.device import kernels
 from liveact.dit.dit import Dit
 from liveact.dit.precision import PRODUCTS, PrecisionPolicy
 from liveact.dit.weights import open_weights
@@ -32,6 +31,7 @@ from tests.support.cli import Run, refused
 from tests.support.cuda.fake import FakeCuda
 from tests.support.cuda.small import AUDIO_DIM, IMAGE_DIM, core_config, random_weights
 from tests.support.demo_dit import denoise, open_stream
+from tests.support.kernels.manifest import read_manifest
 from tests.support.paths import PORTRAIT
 from tests.support.pipeline import demo_checkpoint, speech, write_wav
 
@@ -212,7 +212,7 @@ def test_a_model_in_fp8_cannot_be_measured() -> None:
 def test_on_cuda_it_is_launches_that_exist(tmp_path: Path, compiled_kernels: Path) -> None:
     """The launcher checks each against the manifest; the driver is a fake that runs nothing."""
     fake = FakeCuda.copy_into(tmp_path)
-    images = fake.images(kernels.load("sm_90a", compiled_kernels))
+    images = fake.images(read_manifest("sm_90a", compiled_kernels))
     measuring = _core.CalibrationDevice(_core.open_cuda(0, images, fake.path, fake.path))
     dit = Dit(measuring, core_config(1), random_weights(1), "bf16")
     measuring.watch(dit.model)

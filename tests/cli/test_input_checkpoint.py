@@ -158,6 +158,18 @@ def test_names_of_other_libraries_are_told(checkpoint: Path) -> None:
         load(checkpoint)
 
 
+def test_weights_that_are_not_aligned_are_refused(checkpoint: Path) -> None:
+    """The format allows them, no writer of today makes them, and a processor may not read them."""
+    content = (checkpoint / DIT_FILE).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    shifted = (length + 1).to_bytes(8, "little") + content[8 : 8 + length] + b" "
+    replace(checkpoint / DIT_FILE, shifted + content[8 + length :])
+    with pytest.raises(
+        InputError, match=r"expected bytes at a multiple of [24] in the file, found"
+    ):
+        load(checkpoint)
+
+
 # ------------------------------------------------------------------- checked before it is loaded
 
 
@@ -182,10 +194,10 @@ def test_a_missing_file_is_found_before_anything_is_loaded(
     checkpoint: Path, nothing_is_loaded: None, file: str
 ) -> None:
     (checkpoint / file).unlink()
-    started_s = time.perf_counter()
+    started_s = time.process_time()  # other processes do not count
     with pytest.raises(InputError) as caught:
         load(checkpoint)
-    assert time.perf_counter() - started_s < 1
+    assert time.process_time() - started_s < 1
     name = Path(file).name
     if name not in (TEXT_CONFIG_FILE, IMAGE_CONFIG_FILE):  # then the sizes are the released ones
         assert name in str(caught.value) and "found n" in str(caught.value)
@@ -227,6 +239,7 @@ def write_hollow_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) 
         start, end = end, end + 2 * math.prod(shape)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # as every writer does, so that the data is aligned
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)

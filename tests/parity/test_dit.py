@@ -17,7 +17,7 @@ from liveact.checkpoint.random import random_checkpoint
 from liveact.checkpoint.tensors import open_tensors
 from liveact.device.devices import open_devices, parse_device
 from liveact.dit.dit import Dit, MemoryPolicy
-from liveact.dit.weights import product_weights, read_config
+from liveact.dit.weights import open_weights, product_weights
 from liveact.errors import DeviceError, InputError, LiveActError, SessionError
 from reference import audio_rows as reference_audio_rows
 from tests.support.demo_dit import AUDIO_DIM, NUM_LAYERS, denoise, open_stream
@@ -175,14 +175,15 @@ def test_audio_rows(features: int) -> None:
 
 
 def test_sizes_are_read_from_the_configuration_and_the_tensors(tmp_path: Path) -> None:
-    tensors = open_tensors(demo_checkpoint(), DIT_STEM)
-    config = read_config(demo_checkpoint() / "config.json", tensors)
+    config, _ = open_weights(demo_checkpoint())
     assert (config.dim, config.num_heads, config.num_layers) == (256, 2, 2)
     assert (config.audio_dim, config.image_dim, config.freq_dim) == (AUDIO_DIM, 64, 256)
     raw = json.loads((demo_checkpoint() / "config.json").read_text())
     del raw["freq_dim"], raw["eps"]
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    assert read_config(tmp_path / "config.json", tensors).freq_dim == 256
+    (tmp_path / f"{DIT_STEM}.safetensors").symlink_to(demo_checkpoint() / f"{DIT_STEM}.safetensors")
+    config, _ = open_weights(tmp_path)
+    assert (config.freq_dim, config.eps) == (256, pytest.approx(1e-6))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp8"])

@@ -15,7 +15,16 @@ from liveact.engine import Engine
 from liveact.errors import SessionError
 from liveact.session.session import Session
 from tests.support.pipeline import speech
-from tests.support.session import RATE_HZ, fail, open_session, stream_of, take, wait_until, workers
+from tests.support.session import (
+    RATE_HZ,
+    decoder_of,
+    fail,
+    open_session,
+    stream_of,
+    take,
+    wait_until,
+    workers,
+)
 
 SESSIONS = 200
 WARM = 40
@@ -62,6 +71,7 @@ ENDS = (finish, drop_in_a_block, close_in_a_block, drop_in_a_block, die_in_a_blo
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # the memory of a process that has done much else moves by itself
 def test_two_hundred_sessions_leave_nothing(engine: Engine) -> None:
     random = np.random.default_rng(0)
     before = held(engine)
@@ -103,3 +113,21 @@ def test_a_session_that_fails_leaves_the_others_alone(engine: Engine) -> None:
         good.end_of_audio()
         found = [chunk.frames for chunk in take(good)]
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_what_a_session_freed_goes_back_to_the_system(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, and when all of it is free."""
+    trimmed: list[tuple[int, int]] = []
+    session = open_session(engine)
+    decoder = decoder_of(session)
+    monkeypatch.setattr(
+        "liveact.session.workers._malloc_trim",
+        lambda keep: trimmed.append((keep, decoder.size_bytes)),
+    )
+    session.push_audio(speech(2.0), RATE_HZ)
+    next(session)
+    session.close()
+    session.close()
+    assert trimmed == [(0, 0)]

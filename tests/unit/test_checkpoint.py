@@ -344,8 +344,7 @@ SHAPES = {name: tuple(tensor.shape) for name, tensor in TENSORS.items() if name 
             SHAPES,
             {torch.float32},
             (),
-            "{path}: toy: tensor 'blocks.0.bias': expected dtype torch.float32, "
-            "found torch.bfloat16",
+            "{path}: toy: tensor 'blocks.0.bias': expected dtype float32, found bfloat16",
         ),
         (
             {"blocks.0.weight": (3, 4)},

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from liveact import _core
+from liveact import _core, _core_dev
 from liveact.device.devices import open_devices
 from liveact.dit.dit import Dit
 from liveact.dit.precision import PrecisionPolicy, choose_precision
@@ -99,6 +99,11 @@ def test_bad_files_are_one_clear_line(tmp_path: Path, value: Any, expected: str)
         PrecisionPolicy.read(path)
     assert str(raised.value).startswith(f"{path}: ")
     assert "\n" not in str(raised.value)
+    with pytest.raises(InputError) as in_cpp:
+        _core_dev.read_policy(path)
+    differs = ("expected JSON", "found nan")  # JSON itself is refused in other words
+    if not any(words in str(raised.value) for words in differs):
+        assert str(in_cpp.value) == str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["", "fp16", "no/such.json", "x" * 5000, "a\0b", "."])

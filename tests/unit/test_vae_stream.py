@@ -52,7 +52,7 @@ def vae(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> Vae:
     """A VAE on the CPU that believes it has a GPU."""
 
     def stream(device: torch.device, priority: int) -> Any:
-        assert priority == 0  # torch's lowest
+        assert priority == 0
         return SimpleNamespace(device=device)
 
     @contextmanager
@@ -210,3 +210,33 @@ def test_nobody_works_on_the_stream_while_another_records(vae, monkeypatch, what
     assert done.wait(30)
     for thread in threads:
         thread.join(30)
+
+
+@pytest.mark.parametrize("taken", [2, 1, 0])
+def test_pinned_memory_goes_back_under_the_lock(vae, monkeypatch, taken: int) -> None:
+    """torch makes an event then on the stream that it was used on: not in somebody's recording.
+    With all pictures taken, some, or none."""
+    empty, kept = torch.empty, []
+
+    def watched(*shape: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        tensor = empty(*shape, **options)
+        if pin_memory:
+            weakref.finalize(tensor, lambda: kept.append(vae.queue._lock._is_owned()))
+        return tensor
+
+    decoder = vae.open_stream()
+    monkeypatch.setattr(torch, "empty", watched)
+    pieces = decoder.decode(LATENTS[:, :2])
+    assert len([next(pieces) for _ in range(taken)]) == taken
+    if taken == 2:
+        assert next(pieces, None) is None
+    pieces.close()
+    assert kept == [True] * (4 if taken else 0)
+
+
+def test_a_result_is_handed_over_under_the_lock(vae, monkeypatch) -> None:
+    owned = []
+    outside = SimpleNamespace(wait_stream=lambda _: owned.append(vae.queue._lock._is_owned()))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: outside)
+    vae.queue.hand_over(SimpleNamespace(record_stream=lambda _: None))
+    assert owned == [True]

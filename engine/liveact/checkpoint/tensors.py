@@ -1,10 +1,10 @@
 """Opening weight files safely.
 
-Two formats exist in a checkpoint directory: safetensors (one file, or shards with an index) and
-`.pth`, which is a pickle. Both are mapped, not read: opening a 28 GB checkpoint costs a header.
-Names, shapes and dtypes are known without touching data, so a checkpoint can be refused before
-anything large is allocated, and no size that a header claims is believed before it was compared
-with the size of the file.
+Two formats exist in a checkpoint directory: safetensors (one file, or shards with an index), which
+the runtime reads (include/liveact/tensor_files.h), and `.pth`, which is a pickle. Both are mapped,
+not read: opening a 28 GB checkpoint costs a header. Names, shapes and dtypes are known without
+touching data, so a checkpoint can be refused before anything large is allocated, and no size that a
+header claims is believed before it was compared with the size of the file.
 
 Whatever is wrong with a file becomes one `InputError` of one line that names the file and, where
 there is one, the tensor, what was expected and what was found.
@@ -17,18 +17,17 @@ checkpoint files by renaming, never in place.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from liveact.checkpoint.identify import other_files, other_form, other_names
+from liveact import _core
 from liveact.errors import InputError
-from liveact.files import one_line, read_json, require_file
+from liveact.files import one_line, require_file
 
 FLOATS = frozenset({torch.bfloat16, torch.float16, torch.float32})
 
@@ -49,58 +48,25 @@ SAFETENSORS_DTYPES = {
 _ZIP_MAGIC = b"PK\x03\x04"
 
 
-def _not_weights(path: Path, form: str, expected: str, error: Exception) -> InputError:
-    """For a file that a library cannot open: what it is, where that is known, else its error."""
-    try:
-        found = other_form(path, form)
-    except OSError:
-        found = None
-    return InputError(f"{path}: expected {expected}, found {found or one_line(error)}")
-
-
 # ------------------------------------------------------------------------------- safetensors
 
 
 class Tensors(Mapping[str, torch.Tensor]):
-    """The tensors of one or more safetensors files, by name; read-only, on the CPU, mapped.
+    """The tensors of one or more safetensors files, by name; on the CPU, mapped by the runtime.
 
-    A tensor stays valid after `close()`: it keeps the mapping of its file alive by itself.
+    A tensor stays valid after `close()`: it keeps the mapping of its file alive by itself. Writing
+    to one changes this process only.
 
     Attributes:
         source: the file, or the index of the shards, that this was opened from.
     """
 
-    def __init__(self, files: Sequence[Path], source: Path) -> None:
-        self.source = source
-        self._handles: dict[Path, Any] = {}
-        self._file_of: dict[str, Path] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._dtypes: dict[str, torch.dtype] = {}
-        for file in files:
-            self._add(require_file(file))
-
-    def _add(self, file: Path) -> None:
-        try:
-            handle: Any = safe_open(str(file), framework="pt", device="cpu")
-            slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise _not_weights(file, "safetensors", "a safetensors file", error) from error
-        self._handles[file] = handle
-        for name, view in slices.items():
-            if name in self._file_of:
-                raise InputError(
-                    f"{file}: tensor {name!r}: expected in one shard only, "
-                    f"found in {self._file_of[name].name} too"
-                )
-            dtype = SAFETENSORS_DTYPES.get(view.get_dtype())
-            if dtype is None:
-                raise InputError(
-                    f"{file}: tensor {name!r}: expected a dtype among "
-                    f"{sorted(SAFETENSORS_DTYPES)}, found {view.get_dtype()}"
-                )
-            self._file_of[name] = file
-            self._shapes[name] = tuple(view.get_shape())
-            self._dtypes[name] = dtype
+    def __init__(self, files: _core.TensorFiles) -> None:
+        self.source = files.source
+        self._stored: dict[str, _core.StoredTensor] = {name: files[name] for name in files.names}
+        self._shapes = {name: tuple(stored.shape) for name, stored in self._stored.items()}
+        self._dtypes = {n: SAFETENSORS_DTYPES[stored.dtype] for n, stored in self._stored.items()}
+        self._file_of = {name: stored.file for name, stored in self._stored.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header; `KeyError` where there is no such tensor."""
@@ -115,11 +81,12 @@ class Tensors(Mapping[str, torch.Tensor]):
         return self._file_of[name]
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        file = self._file_of[name]
-        if not self._handles:
+        shape, dtype = self._shapes[name], self._dtypes[name]
+        if not self._stored:
             raise ValueError(f"{self.source}: expected open tensors, found them closed")
-        tensor: torch.Tensor = self._handles[file].get_tensor(name)
-        return tensor
+        if 0 in shape:  # torch makes none of an empty buffer
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(self._stored[name], dtype=dtype).view(shape)
 
     def __contains__(self, name: object) -> bool:
         return name in self._file_of
@@ -132,7 +99,7 @@ class Tensors(Mapping[str, torch.Tensor]):
 
     def close(self) -> None:
         """Lets go of the files; names, shapes and tensors already taken stay usable."""
-        self._handles.clear()
+        self._stored = {}
 
     def __enter__(self) -> Tensors:
         return self
@@ -148,7 +115,7 @@ class Tensors(Mapping[str, torch.Tensor]):
 
 def open_tensor_file(path: Path) -> Tensors:
     """Opens one safetensors file; `InputError` if it is not one."""
-    return Tensors([Path(path)], Path(path))
+    return Tensors(_core.TensorFiles(path))
 
 
 def open_tensors(directory: Path, stem: str) -> Tensors:
@@ -162,40 +129,7 @@ def open_tensors(directory: Path, stem: str) -> Tensors:
         InputError: neither or both exist; an index or a shard is malformed; a tensor is missing
             from its shard or in two shards.
     """
-    directory = Path(directory)
-    single = directory / f"{stem}.safetensors"
-    index = directory / f"{stem}.safetensors.index.json"
-    if single.exists() and index.exists():
-        raise InputError(f"{directory}: expected {single.name} or {index.name}, found both")
-    if single.exists():
-        return open_tensor_file(single)
-    if not index.exists():
-        instead = other_files(directory, stem, "safetensors") or other_files(
-            directory, "", "safetensors"
-        )
-        raise InputError(
-            f"{directory}: expected {single.name} or {index.name}, found neither{instead}"
-        )
-
-    shard_of = _read_index(index)
-    tensors = Tensors([directory / shard for shard in sorted(set(shard_of.values()))], index)
-    for name, shard in shard_of.items():
-        if name not in tensors or tensors.file_of(name).name != shard:
-            found = tensors.file_of(name).name if name in tensors else "no shard"
-            raise InputError(f"{index}: tensor {name!r}: expected in {shard}, found in {found}")
-    return tensors
-
-
-def _read_index(index: Path) -> dict[str, str]:
-    """The `weight_map` of a shard index: tensor name → name of a file beside the index."""
-    shard_of = read_json(index).get("weight_map")
-    if not isinstance(shard_of, dict) or not shard_of:
-        raise InputError(f"{index}: expected an object 'weight_map', found {shard_of!r:.80}")
-    for name, shard in shard_of.items():
-        # A shard is a plain name: an index must not reach outside of its directory.
-        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
-            raise InputError(f"{index}: tensor {name!r}: expected a file name, found {shard!r:.80}")
-    return shard_of
+    return Tensors(_core.TensorFiles(directory, stem))
 
 
 # --------------------------------------------------------------------------------------- .pth
@@ -221,6 +155,12 @@ class PthTensors(dict[str, torch.Tensor]):
         return self.source
 
 
+def _not_weights(path: Path, error: Exception) -> InputError:
+    """For a file that torch cannot open: what it is, where that is known, else the error."""
+    found = _core.other_form(path, "torch") or one_line(error)
+    return InputError(f"{path}: expected a torch state dict, found {found}")
+
+
 def load_pth(path: Path) -> PthTensors:
     """The state dict in a file of `torch.save`, mapped; no code in it is ever run.
 
@@ -231,7 +171,7 @@ def load_pth(path: Path) -> PthTensors:
             that only unpickling with code could load.
     """
     path = Path(path)
-    if not path.exists() and (instead := other_files(path.parent, path.stem, "torch")):
+    if not path.exists() and (instead := _core.other_files(path.parent, path.stem, "torch")):
         raise InputError(f"{path}: expected a file, found nothing{instead}")
     path = require_file(path)
     try:
@@ -244,7 +184,7 @@ def load_pth(path: Path) -> PthTensors:
         raise
     # Unpickling damaged bytes raises nearly anything, from KeyError to MemoryError.
     except Exception as error:
-        raise _not_weights(path, "torch", "a torch state dict", error) from error
+        raise _not_weights(path, error) from error
     _check_state(state, path)
     return PthTensors(state, path)
 
@@ -303,6 +243,10 @@ class TensorSource(Protocol):
     def __getitem__(self, name: str, /) -> torch.Tensor: ...
 
 
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def check_tensors(
     found: TensorSource,
     expected: Mapping[str, tuple[int, ...]],
@@ -327,7 +271,7 @@ def check_tensors(
         if name not in found:
             raise InputError(
                 f"{found.source}: {what}: expected tensor {name!r} of shape {list(shape)}, "
-                f"found {other_names(found, name)}"
+                f"found {_core.other_names(set(found), name)}"
             )
         where = f"{found.file_of(name)}: {what}: tensor {name!r}"
         if found.shape(name) != tuple(shape):
@@ -335,8 +279,10 @@ def check_tensors(
                 f"{where}: expected shape {list(shape)}, found {list(found.shape(name))}"
             )
         if found.dtype(name) not in dtypes:
-            allowed = " or ".join(sorted(str(dtype) for dtype in dtypes))
-            raise InputError(f"{where}: expected dtype {allowed}, found {found.dtype(name)}")
+            allowed = " or ".join(sorted(map(_dtype_name, dtypes)))
+            raise InputError(
+                f"{where}: expected dtype {allowed}, found {_dtype_name(found.dtype(name))}"
+            )
     for name in found:
         if name.startswith(refuse_extra_prefix) and name not in expected:
             raise InputError(

@@ -11,6 +11,7 @@ import torch
 
 from liveact import _core
 from liveact.device import kernels
+from liveact.device.placement import Placement, choose
 from liveact.dit.precision import AUTO, Precision, PrecisionPolicy, choose_precision
 from liveact.errors import DeviceError, InputError
 
@@ -21,13 +22,18 @@ _CUBLASLT = "libcublasLt.so.13"
 class Devices:
     """The choice of one engine. `reason` says in one line what was chosen and why."""
 
-    core: _core.Device
-    name: str  # of the DiT
+    cores: tuple[_core.Device, ...]  # of the DiT: one, or two that share every block
+    name: str  # of them, such as `cuda:0` or `cuda:0,cuda:1`
     encoder_name: str
     vae_name: str
     precision: Precision
     reason: str
     vae_core: _core.Device | None = None  # launches the kernels of the VAE; None: it is on the CPU
+
+    @property
+    def core(self) -> _core.Device:
+        """The first one of the DiT."""
+        return self.cores[0]
 
     @property
     def vae_launch(self) -> Callable[..., None] | None:
@@ -91,44 +97,87 @@ def parse_device(name: str) -> str:
     raise InputError(f"device: expected cpu or cuda:N, found {name!r:.80}")
 
 
+def parse_devices(text: str) -> tuple[str, ...]:
+    """One device, or two alike with a comma between them. Raises InputError."""
+    names = tuple(parse_device(name.strip()) for name in text.split(","))
+    if len(names) == 1:
+        return names
+    pair = "two devices: expected cuda:N,cuda:M (or cpu,cpu)"
+    if len(names) > 2 or len({name == "cpu" for name in names}) > 1:
+        raise InputError(f"{pair}, found {text!r:.80}")
+    if names[0] == names[1] != "cpu":
+        raise InputError(f"{pair} of different GPUs, found {names[0]} twice")
+    return names
+
+
+def placement() -> Placement | None:
+    """What is used of the GPUs of this machine where nobody says; None: the CPU."""
+    if cuda_obstacle():
+        return None
+    gpus = [f"cuda:{index}" for index in range(min(2, _core.cuda_device_count()))]
+    usable = [gpus[0], *(name for name in gpus[1:] if not cuda_obstacle(name))]
+    return choose(usable, _core.cuda_peer_obstacle(0, 1) if len(usable) > 1 else "")
+
+
+def check_peers(names: tuple[str, ...]) -> None:
+    """Raises DeviceError where two GPUs cannot share a block."""
+    if len(names) == 1 or names[0] == "cpu":
+        return
+    if obstacle := _core.cuda_peer_obstacle(_index(names[0]), _index(names[1])):
+        raise DeviceError(f"{' and '.join(names)}: expected {obstacle}")
+
+
 def open_devices(
     device: str | None,
     vae_device: str | None,
     precision: str | Path | PrecisionPolicy | None,
     checkpoint: Path | None = None,
 ) -> Devices:
-    """Chooses and opens; None means CUDA where usable, else the CPU, and the precision for it.
+    """Chooses and opens. None means CUDA where usable, else the CPU, and the precision for it; of
+    two GPUs what `placement` says.
 
-    precision: a name, a policy or the file of one; None: what the checkpoint was converted to, if
-    it was, else what suits the device.
+    device: `cpu`, `cuda:N`, or two with a comma between them, which share every block. precision:
+    a name, a policy or the file of one; None: what the checkpoint was converted to, if it was, else
+    what suits the device.
 
     Raises InputError for what no machine has, DeviceError for what this one has not.
     """
     chosen = choose_precision(precision, checkpoint)
-    name = "cuda:0" if device is None else parse_device(device)
     vae_name = None if vae_device is None else parse_device(vae_device)
     because = ""
-    if name != "cpu" and (obstacle := cuda_obstacle(name)):
-        if device is not None:
-            raise DeviceError(f"device: expected a usable {name}, found that {obstacle}")
-        name, because = "cpu", f" (no CUDA: {obstacle})"
+    if device is not None:
+        names = parse_devices(device)
+        for name in names:
+            if name != "cpu" and (obstacle := cuda_obstacle(name)):
+                raise DeviceError(f"device: expected a usable {name}, found that {obstacle}")
+    elif (found := placement()) is None:
+        names, because = ("cpu",), f" (no CUDA: {cuda_obstacle()})"
+    else:
+        names, because = found.dit, f" ({found.reason})" if found.vae else ""
+        vae_name = vae_name or found.vae
+        if vae_name and vae_name != "cpu" and torch_cuda_obstacle(vae_name):
+            vae_name = None  # as without a second GPU: the VAE needs torch
+    check_peers(names)
+    name, first = ",".join(names), names[0]
     if chosen is None:
-        chosen = "fp32" if name == "cpu" else AUTO
-    if name != "cpu" and chosen == "fp32":
+        chosen = "fp32" if first == "cpu" else AUTO
+    if first != "cpu" and chosen == "fp32":
         raise InputError(
             f"precision: expected auto, fp8 or bf16 on {name}, found fp32 (which is cpu only)"
         )
-    encoder_name = "cpu" if name == "cpu" or torch_cuda_obstacle(name) else name
-    if vae_name is None:
-        vae_name = encoder_name
+    encoder_name = "cpu" if first == "cpu" or torch_cuda_obstacle(first) else first
+    if vae_name is None:  # the last one has no encoders
+        vae_name = "cpu" if first == "cpu" or torch_cuda_obstacle(names[-1]) else names[-1]
     elif vae_name != "cpu" and (
         obstacle := torch_cuda_obstacle(vae_name) or cuda_obstacle(vae_name)
     ):
         raise DeviceError(f"vae-device: expected a usable {vae_name}, found that {obstacle}")
-    core = _open(name)
-    vae_core = None if vae_name == "cpu" else core if vae_name == name else _open(vae_name)
+    cores = tuple(_open(each) for each in names)
+    vae_core = None
+    if vae_name != "cpu":
+        vae_core = dict(zip(names, cores, strict=True)).get(vae_name) or _open(vae_name)
     reason = f"{name}{because}, {chosen}; encoders on {encoder_name}, VAE on {vae_name}"
-    return Devices(core, name, encoder_name, vae_name, chosen, reason, vae_core)
+    return Devices(cores, name, encoder_name, vae_name, chosen, reason, vae_core)
 
 
 def _open(name: str) -> _core.Device:

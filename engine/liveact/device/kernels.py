@@ -1,57 +1,28 @@
-"""The GPU kernels that were packaged with the engine: their manifest, checked before use."""
+"""The GPU kernels that were packaged with the engine, and launching them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from liveact import _core
-from liveact.errors import DeviceError
 
 PACKAGED = Path(__file__).resolve().parent.parent / "gpu"  # gpu/<architecture>/manifest.json
-FORMAT = 1
 
 
 def available(directory: Path = PACKAGED) -> list[str]:
     """Architectures that kernels were packaged for."""
-    return sorted(path.parent.name for path in directory.glob("*/manifest.json"))
+    return _core.kernel_architectures(directory)
 
 
-def load(architecture: str, directory: Path = PACKAGED) -> list[dict[str, Any]]:
+def load(architecture: str, directory: Path = PACKAGED) -> list[_core.KernelImage]:
     """The kernels for an architecture as `_core.open_cuda` takes them.
 
     Raises DeviceError where there are none, or a file is not what the manifest says.
     """
-    folder = directory / architecture
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
-        found = ", ".join(available(directory)) or "none"
-        raise DeviceError(
-            f"kernels: expected some compiled for {architecture}, found {found}"
-        ) from error
-    if manifest.get("format") != FORMAT or manifest.get("arch") != architecture:
-        raise DeviceError(
-            f"{folder}/manifest.json: expected format {FORMAT} for {architecture}, found format "
-            f"{manifest.get('format')} for {manifest.get('arch')}"
-        )
-    kernels = []
-    for kernel in manifest["kernels"]:
-        file = folder / kernel["file"]
-        try:
-            cubin = file.read_bytes()
-        except OSError as error:
-            raise DeviceError(f"{file}: expected a kernel, found none") from error
-        digest = hashlib.sha256(cubin).hexdigest()
-        if digest != kernel["sha256"]:
-            raise DeviceError(f"{file}: expected SHA-256 {kernel['sha256']}, found {digest}")
-        kernels.append({**kernel, "cubin": cubin})
-    return kernels
+    return _core.load_kernels(directory, architecture)
 
 
 def launcher(device: _core.Device, torch_device: torch.device) -> Callable[..., None]:

@@ -6,8 +6,9 @@ the safetensors library mapped them; the CPU backend reads bf16 weights in place
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from liveact import _core
 from liveact.blocks import RELEASED_SLOTS, BlockClock, Slots
 from liveact.dit.precision import AUTO, Precision, auto_policy, core_precision
 from liveact.dit.weights import DTYPE_NAMES, check_precision, open_weights
+from liveact.errors import InputError
 
 _log = logging.getLogger("liveact")
 
@@ -48,29 +50,36 @@ class MemoryPolicy:
     slots: tuple[int, int, int, int] = RELEASED_SLOTS
 
 
-def auto_bytes(device: _core.Device, config: _core.ModelConfig) -> tuple[int, int]:
-    """Of the weights and of a session of 720×416 in `auto` where it need not save memory."""
+def auto_bytes(
+    device: _core.Device, config: _core.ModelConfig, devices: int = 1
+) -> tuple[int, int]:
+    """Of the weights and of a session of 720×416 in `auto` where it need not save memory, on each
+    of its devices."""
     precision = auto_policy(config.num_layers, "bf16").core()
     sizes = (*ROOM_FOR, RELEASED_SLOTS, 1.0, IMAGE_TOKENS)
-    return _core.required_bytes(device, config, precision, "bf16", *sizes)
+    return _core.required_bytes(device, config, precision, "bf16", *sizes, devices)
 
 
 def settled(
-    precision: Precision, device: _core.Device, config: _core.ModelConfig, beside_bytes: int = 0
+    precision: Precision,
+    devices: Sequence[_core.Device],
+    config: _core.ModelConfig,
+    beside_bytes: int = 0,
 ) -> Precision:
-    """`auto` as a policy for this device, anything else as it is.
+    """`auto` as a policy for these devices, anything else as it is.
 
     bf16 where the weights, a session of 720×416 and `beside_bytes` fit into what is free, else fp8.
     """
     if precision != AUTO:
         return precision
-    free_bytes = device.free_bytes
-    fits = free_bytes is None or sum(auto_bytes(device, config)) + beside_bytes <= free_bytes
+    needed = sum(auto_bytes(devices[0], config, len(devices))) + beside_bytes
+    free = [device.free_bytes for device in devices]
+    fits = all(free_bytes is None or needed <= free_bytes for free_bytes in free)
     return auto_policy(config.num_layers, "bf16" if fits else "fp8")
 
 
 class Dit:
-    """The weights of a DiT on one device.
+    """The weights of a DiT on one device, or on each of two that share every block.
 
     precision: what the products run in; `auto` is a policy here. beside_bytes: memory of the device
         that somebody else will need, which `auto` leaves alone.
@@ -78,16 +87,17 @@ class Dit:
 
     def __init__(
         self,
-        device: _core.Device,
+        devices: _core.Device | Sequence[_core.Device],
         config: _core.ModelConfig,
         tensors: Mapping[str, torch.Tensor],
         precision: Precision = "fp32",
         beside_bytes: int = 0,
     ) -> None:
-        self.device = device
-        self.precision = settled(precision, device, config, beside_bytes)
+        self.devices = (devices,) if isinstance(devices, _core.Device) else tuple(devices)
+        self._check_devices(config)
+        self.precision = settled(precision, self.devices, config, beside_bytes)
         if precision == AUTO:
-            _log.info("%s: %s", device.name, self.precision)
+            _log.info("%s: %s", self.device.name, self.precision)
         # Kept alive: the runtime reads weights from this (mapped) memory.
         self._tensors = {name: tensors[name] for name in _core.expected_tensors(config)}
         narrow = [n for n, tensor in self._tensors.items() if tensor.dtype == torch.float8_e4m3fn]
@@ -101,27 +111,69 @@ class Dit:
             name: (tensor.data_ptr(), DTYPE_NAMES[tensor.dtype], list(tensor.shape))
             for name, tensor in self._tensors.items()
         }
-        self.model = _core.Model(device, config, described, core_precision(self.precision))
-        if device.name != "cpu":  # a GPU has copies of all: nobody reads these again
+        wanted = core_precision(self.precision)
+        self.models = _core.load_models(self.devices, config, described, wanted)
+        if self.device.name != "cpu":  # a GPU has copies of all: nobody reads these again
             self._tensors = {}
+
+    def _check_devices(self, config: _core.ModelConfig) -> None:
+        """Raises InputError or DeviceError for two that cannot share a block, before anything large
+        is loaded."""
+        if len(self.devices) == 1:
+            return
+        if config.num_heads % 2:
+            raise InputError(
+                f"two devices: expected an even number of heads, found {config.num_heads}"
+            )
+        first, second = self.devices
+        first.connect(second)
+        second.connect(first)
+
+    def on_first(self) -> Dit:
+        """The same weights on the first device alone."""
+        one = copy.copy(self)
+        one.devices, one.models = self.devices[:1], self.models[:1]
+        return one
+
+    @property
+    def device(self) -> _core.Device:
+        """The first one."""
+        return self.devices[0]
+
+    @property
+    def model(self) -> _core.Model:
+        """On the first device."""
+        return self.models[0]
 
     @property
     def config(self) -> _core.ModelConfig:
         return self.model.config
 
     @classmethod
-    def load(cls, directory: Path, device: _core.Device, precision: Precision = "fp32") -> Dit:
+    def load(
+        cls,
+        directory: Path,
+        devices: _core.Device | Sequence[_core.Device],
+        precision: Precision = "fp32",
+    ) -> Dit:
         """Opens `config.json` and the weight files of a checkpoint directory.
 
         Raises InputError naming the file and tensor before anything large is allocated.
         """
         config, tensors = open_weights(directory)
         check_precision(tensors, config, precision, directory)
-        return cls(device, config, tensors, precision)
+        return cls(devices, config, tensors, precision)
+
+    def stream_bytes(self, latent_size: tuple[int, int], image_tokens: int = IMAGE_TOKENS) -> int:
+        """Memory of a stream in bytes, on each device, with the other options of `open_stream` as
+        they are without being given."""
+        precision, count = core_precision(self.precision), len(self.devices)
+        sizes = (*latent_size, RELEASED_SLOTS, 1.0, image_tokens)
+        return _core.required_bytes(self.device, self.config, precision, "bf16", *sizes, count)[1]
 
     def close(self) -> None:
         """Frees the weights once the streams are closed; nothing may be called afterwards."""
-        del self.model
+        self.models = []
         self._tensors = {}
 
     def open_stream(
@@ -156,7 +208,7 @@ class DitStream:
         self.clock = BlockClock(Slots(*policy.slots))
         known = set(dit.device.choices)
         self._stream: Any = _core.Stream(
-            dit.model,
+            dit.models,
             *latent_size,
             policy.slots,
             policy.memory,
@@ -195,7 +247,7 @@ class DitStream:
 
     @property
     def device_bytes(self) -> int:
-        """Memory of the stream; 0 once it is closed. Any thread."""
+        """Memory of the stream, on all its devices; 0 once it is closed. Any thread."""
         stream = self._stream
         return 0 if stream is None else int(stream.device_bytes)
 

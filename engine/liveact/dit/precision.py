@@ -32,18 +32,7 @@ ACTIVATIONS = "bf16"  # between the products of a policy, as in the released cod
 PRODUCTS: tuple[str, ...] = tuple(_core.products())
 
 # Product -> the linears of a layer that it is made of. Attention has none.
-PRODUCT_LINEARS: dict[str, tuple[str, ...]] = {
-    "self_qkv": ("self_attn.q", "self_attn.k", "self_attn.v"),
-    "self_o": ("self_attn.o",),
-    "cross_q": ("cross_attn.q",),
-    "cross_kv": ("cross_attn.k", "cross_attn.v", "cross_attn.k_img", "cross_attn.v_img"),
-    "cross_o": ("cross_attn.o",),
-    "audio_q": ("audio_cross_attn.q_linear",),
-    "audio_o": ("audio_cross_attn.proj",),
-    "ffn_up": ("ffn.0",),
-    "ffn_down": ("ffn.2",),
-    "attention": (),
-}
+PRODUCT_LINEARS = {product: _core.product_linears()[product] for product in PRODUCTS}
 
 _VERSION = 1
 _VERSION_KEY = "liveact_precision_policy"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from liveact.checkpoint.identify import other_files
+from liveact import _core
 from liveact.checkpoint.layout import (
     WAV2VEC_CONFIG_FILE,
     WAV2VEC_PREPROCESSOR_FILE,
@@ -337,7 +337,7 @@ def _open_weights(directory: Path) -> TensorSource:
     """The tensors of a directory, safetensors before a pickle if both are there."""
     present = [name for name in WAV2VEC_WEIGHTS_FILES if (directory / name).exists()]
     if not present:
-        instead = other_files(directory, "", "torch")
+        instead = _core.other_files(directory, "", "torch")
         raise InputError(
             f"{directory}: expected {' or '.join(WAV2VEC_WEIGHTS_FILES)}, found neither{instead}"
         )

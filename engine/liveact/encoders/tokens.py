@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from liveact.checkpoint.identify import other_form
+from liveact import _core
 from liveact.errors import InputError
 from liveact.files import one_line, read_json, require_file
 
@@ -18,7 +18,7 @@ def check_tokenizer(directory: Path) -> Path:
     """The tokenizer's file in `directory`, which must be whole; what is in it is seen when it is
     read, which takes seconds for 256 thousand tokens. Raises InputError."""
     path = require_file(directory / TOKENIZER_FILE)
-    if form := other_form(path, "json"):
+    if form := _core.other_form(path, "json"):
         raise InputError(f"{path}: expected a tokenizer, found {form}")
     if "model" not in (found := read_json(path)):
         raise InputError(f"{path}: expected a tokenizer with a model, found {[*found]!r:.80}")

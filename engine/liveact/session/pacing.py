@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from liveact.session.chunk import Chunk, Interruption
+from liveact.session.chunk import BlockTimings, Chunk, Interruption
 from liveact.session.session import Session
 
 
@@ -31,6 +31,7 @@ class Frame:
         utterance, speech, last_of_utterance: as in `Chunk`; of the frames of a chunk, the last one
             is `last_of_utterance`.
         repeated: nothing new was there in time: the picture before, once more, and silence.
+        timings: of a whole block, with its last frame; else None.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Frame:
     speech: bool
     last_of_utterance: bool
     repeated: bool = False
+    timings: BlockTimings | None = None
 
     def ends(self, utterance: int) -> bool:
         """Whether nothing of an utterance comes after it."""
@@ -58,12 +60,13 @@ class _Piece:
     pcm: npt.NDArray[np.float32]
     chunk: Chunk
     last_of_utterance: bool
+    timings: BlockTimings | None
 
 
 class Pacer:
     """Hands the frames of a session out when they are due: frame n at start + n/fps.
 
-    The clock starts with the first frame. Where its caller comes back more than a frame late, it
+    The clock starts with the first frame. Where its caller comes back more than `late_s` late, it
     begins anew there, so that nothing is hurried afterwards. Where the session has nothing in time,
     the last picture is repeated with silence. A chunk is taken at most a frame before it is due.
 
@@ -74,9 +77,12 @@ class Pacer:
         underruns: how often that began although the session was making something.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, *, late_s: float | None = None) -> None:
+        """late_s: a caller that is no later catches up, for receivers that have a buffer; None for
+        one frame, which is hardly noticed."""
         self._session = session
         self._period_s = float(1 / session.fps)
+        self._late_s = self._period_s if late_s is None else late_s
         self._number = 0
         self._start_s: float | None = None  # when frame 0 was due
         self._pieces: deque[_Piece] = deque()
@@ -140,11 +146,11 @@ class Pacer:
         return True
 
     def _due_s(self, now_s: float) -> float:
-        """When the next frame is due; begins the clock, anew where it is a frame late."""
+        """When the next frame is due; begins the clock, anew where it is too late."""
         if self._start_s is None:
             self._start_s = now_s
         due_s = self._start_s + self._number * self._period_s
-        if now_s > due_s + self._period_s:
+        if now_s > due_s + self._late_s:
             self._start_s += now_s - due_s
             return now_s
         return due_s
@@ -161,6 +167,7 @@ class Pacer:
             piece.chunk.utterance,
             piece.chunk.speech,
             piece.last_of_utterance,
+            timings=piece.timings,
         )
 
     def _still(self, due_s: float) -> Frame | None:
@@ -193,4 +200,6 @@ def _cut(chunk: Chunk) -> Iterator[_Piece]:
     count, samples = len(chunk.frames), len(chunk.pcm)
     for i, picture in enumerate(chunk.frames):
         pcm = chunk.pcm[i * samples // count : (i + 1) * samples // count]
-        yield _Piece(picture, pcm, chunk, chunk.last_of_utterance and i == count - 1)
+        last = i == count - 1
+        timings = chunk.timings.block if last else None
+        yield _Piece(picture, pcm, chunk, chunk.last_of_utterance and last, timings)

@@ -55,7 +55,7 @@ class EngineStats:
     Attributes:
         sessions: those that are open, oldest first.
         sessions_opened: so far.
-        device_bytes: allocated by the runtime on the device of the DiT: weights and sessions.
+        device_bytes: allocated by the runtime on the devices of the DiT: weights and sessions.
         cached_prompts, cached_pictures: results of the encoders that are kept.
         age_s: since it was loaded.
     """

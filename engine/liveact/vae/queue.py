@@ -63,11 +63,11 @@ class RecordedCall:
 
 
 class DecodeQueue:
-    """The CUDA stream of one VAE. Its priority is the lowest: the denoise of the next block, which
-    has a stream of its own, goes first."""
+    """The CUDA stream of one VAE. The denoise of the next block, which has a stream of its own of
+    priority −1, goes first, unless `before_denoise`: `python -m benchmarks block` times both."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device, priority=0)
+    def __init__(self, device: torch.device, *, before_denoise: bool = False) -> None:
+        self.stream = torch.cuda.Stream(device, priority=-2 if before_denoise else 0)
         self._lock = threading.RLock()
 
     @contextmanager
@@ -84,7 +84,8 @@ class DecodeQueue:
     def hand_over(self, result: torch.Tensor) -> torch.Tensor:
         """`result`, made in the last turn, for the stream that is current now."""
         outside = torch.cuda.current_stream(self.stream.device)
-        outside.wait_stream(self.stream)
+        with self._lock:  # waiting makes an event on the stream, also in somebody's recording
+            outside.wait_stream(self.stream)
         result.record_stream(outside)
         return result
 
@@ -107,16 +108,20 @@ class DecodeQueue:
 
         Raises SessionError instead of the pictures of such a call.
         """
-        staged = []
-        with self.turn(latents):
-            # In one go: a copy from pageable memory may wait for what was enqueued before it.
-            for part in calls(latents.to(self.stream.device)):
-                with torch.cuda.nvtx.range("decode"):
-                    staged.append(self._to_host(enqueue(part), total))
-        for host, sum_, event in staged:
-            event.synchronize()
-            check_finite(sum_)
-            yield host.numpy().copy()  # the pinned memory goes back to torch's pool
+        staged: list[tuple[torch.Tensor, torch.Tensor, torch.cuda.Event]] = []
+        try:
+            with self.turn(latents):
+                # In one go: a copy from pageable memory may wait for what was enqueued before it.
+                for part in calls(latents.to(self.stream.device)):
+                    with torch.cuda.nvtx.range("decode"):
+                        staged.append(self._to_host(enqueue(part), total))
+            for index in range(len(staged)):  # no variable that would keep the last one
+                yield _arrived(*staged[index])
+        finally:
+            # Pinned memory goes back to torch's pool with an event on the stream that it was used
+            # on. In the recording of another decoder that would be an error of whoever asks next.
+            with self._lock:
+                staged.clear()
 
     def _to_host(
         self, pictures: torch.Tensor, total: torch.Tensor
@@ -128,6 +133,14 @@ class DecodeQueue:
         event = torch.cuda.Event(blocking=True)
         event.record(self.stream)
         return hosts[0], hosts[1], event
+
+
+def _arrived(
+    pictures: torch.Tensor, total: torch.Tensor, event: torch.cuda.Event
+) -> npt.NDArray[np.uint8]:
+    event.synchronize()
+    check_finite(total)
+    return pictures.numpy().copy()
 
 
 def check_finite(total: torch.Tensor) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from liveact import _core
 from liveact.blocks import SPATIAL_STRIDE, TEMPORAL_STRIDE
-from liveact.checkpoint.identify import other_names
 from liveact.checkpoint.tensors import PthTensors
 from liveact.errors import InputError
 from liveact.vae.layers import Downsample, ResidualBlock, Upsample
@@ -69,7 +69,7 @@ def _channels_out(tensors: PthTensors, name: str) -> int:
     """Output channels of the 3D convolution whose weight has this name."""
     shape = tensors.shape(name) if name in tensors else None
     if shape is None or len(shape) != 5 or not 2 <= shape[0] <= _MAX_CHANNELS:
-        found = other_names(tensors, name) if shape is None else f"shape {list(shape)}"
+        found = _core.other_names(set(tensors), name) if shape is None else f"shape {list(shape)}"
         raise InputError(
             f"{tensors.source}: VAE: expected tensor {name!r} of shape "
             f"[2..{_MAX_CHANNELS}, _, _, _, _], found {found}"
