@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,10 +14,12 @@ from playwright.sync_api import Browser
 from liveact.engine import Engine
 from liveact.serve.errors import Busy
 from liveact.serve.live import LiveSession
+from liveact.session.chunk import Interruption
 from liveact.session.pacing import Frame
 from tests.support.browser import (
     FLASHES,
     KEEP_OUTPUTS,
+    LIMIT_S,
     NO_WAY_THROUGH,
     NO_WEBRTC,
     Visitor,
@@ -46,6 +50,15 @@ LOUDNESS = """() => {
   window.analyser.getFloatTimeDomainData(samples);
   return samples.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
 }"""
+# Clicks, and returns when so many seconds of sound have been played since.
+PRESS_AND_LISTEN = """async ([button, seconds]) => {
+  const { context } = window.outputs.at(-1);
+  document.querySelector(button).click();
+  const begunS = context.currentTime;
+  while (context.currentTime < begunS + seconds) await new Promise((done) => setTimeout(done, 2));
+}"""
+# Its ramp (exp(-8) is 3e-4), the samples of LOUDNESS, and a fourth for the browser's own thread.
+HUSHED_S = 1.25 * (8 * 0.005 + 2048 / RATE_HZ)
 
 
 # Every line of the state, from now on.
@@ -100,19 +113,28 @@ def test_what_is_said_into_the_microphone_becomes_utterances(visitor: Visitor) -
 
 
 def test_an_interruption_is_silence_and_what_comes_next_is_heard(
-    visitor: Visitor, tmp_path: Path
+    visitor: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    original, answer = LiveSession.interrupt, threading.Event()
+
+    async def interrupt(self: LiveSession) -> Interruption:
+        await asyncio.to_thread(answer.wait, LIMIT_S)
+        return await original(self)
+
+    monkeypatch.setattr(LiveSession, "interrupt", interrupt)
     visitor.start()
     long = write_wav(tmp_path / "long.wav", speech(20.0, RATE_HZ), RATE_HZ)
     visitor.page.set_input_files("#file", long)
     visitor.until(lambda: visitor.page.evaluate(LOUDNESS) > 0.01, "nothing is heard")
-    visitor.page.click("#interrupt")
-    visitor.page.wait_for_timeout(50)  # ten times its ramp, and the analyser's window
-    assert visitor.page.evaluate(LOUDNESS) < 1e-3, "what is buffered in the browser is still heard"
+    try:
+        visitor.page.evaluate(PRESS_AND_LISTEN, ["#interrupt", HUSHED_S])
+        assert visitor.page.evaluate(LOUDNESS) < 1e-3, "it speaks until the server has answered"
+    finally:
+        answer.set()
     visitor.event("interrupted")
     for _ in range(20):
+        assert visitor.page.evaluate(LOUDNESS) < 1e-3, "what is buffered is heard after all"
         visitor.page.wait_for_timeout(50)
-        assert visitor.page.evaluate(LOUDNESS) < 1e-3, "it goes on speaking"
     assert visitor.event("stats")["backlog_s"] == 0
     visitor.page.click("#example")
     visitor.until(lambda: visitor.page.evaluate(LOUDNESS) > 0.01, "the example is not heard")
