@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import random
 import signal
 import socket
 import time
@@ -70,6 +71,16 @@ def device_of(options: argparse.Namespace) -> str:
     return device or ("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
+def _free_port() -> int:
+    """Not one of those that a system gives to whoever asks for any: Ray's other processes do,
+    between now and when its proxy listens."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+    raise LiveActError("port: expected a free one from 20000 to 31999, found none in 100")
+
+
 @contextlib.contextmanager
 def on_ray(options: Replicas, cpus: int) -> Iterator[int]:
     """The application on a Ray of its own that may use so many CPUs: the port of its proxy. What
@@ -87,9 +98,7 @@ def on_ray(options: Replicas, cpus: int) -> Iterator[int]:
     }
     before = {name: os.environ.get(name) for name in variables}
     terminated = signal.getsignal(signal.SIGTERM)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     os.environ |= variables
     try:
         ray.init(

@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import hypothesis
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,6 +22,10 @@ from tests.support.cli import run, wav
 from tests.support.paths import GOLDEN
 
 __all__ = ["run", "wav"]  # fixtures
+
+# The same examples in every run; others with `--hypothesis-profile default`.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile("same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

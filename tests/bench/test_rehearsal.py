@@ -130,7 +130,7 @@ def pack(tree: Path) -> str:
         text=True,
         env=environment,
     )
-    if "No matching distribution" in done.stderr or "Connection" in done.stderr:
+    if any(why in done.stderr for why in ("No matching distribution", "Connection", "HTTP error")):
         pytest.skip(f"no package index: {done.stderr.strip().splitlines()[-1]}")
     assert done.returncode == 0, done.stdout + done.stderr
     shutil.rmtree(tree / ".venv")
@@ -153,7 +153,7 @@ def test_every_stage_gets_to_where_it_asks_for_a_gpu(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=1500,
+        timeout=3000,
         check=False,
     )
     lines = (out / "summary.txt").read_text().splitlines()

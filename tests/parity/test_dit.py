@@ -80,17 +80,20 @@ def test_a_cancelled_stream_stops_at_the_next_layer(dit: Dit) -> None:
     start_s = time.monotonic()
     denoise(open_stream(dit, side=24))
     block_s = time.monotonic() - start_s
-    stream = open_stream(dit, side=24)
-    denoise(stream)
-    running = Background(denoise, stream)
-    assert running.running(block_s / 10)
-    stream.cancel()
-    start_s = time.monotonic()
-    with pytest.raises(SessionError, match="cancelled"):
-        running.result()
-    assert time.monotonic() - start_s < block_s
-    with pytest.raises(LiveActError):
+    taken_s = []
+    for _ in range(3):  # the machine may do something else meanwhile
+        stream = open_stream(dit, side=24)
         denoise(stream)
+        running = Background(denoise, stream)
+        assert running.running(block_s / 10)
+        stream.cancel()
+        start_s = time.monotonic()
+        with pytest.raises(SessionError, match="cancelled"):
+            running.result()
+        taken_s.append(time.monotonic() - start_s)
+        with pytest.raises(LiveActError):
+            denoise(stream)
+    assert min(taken_s) < block_s
 
 
 def test_cancel_works_before_and_after_everything(dit: Dit) -> None:

@@ -90,7 +90,11 @@ messages = st.one_of(
 @pytest.mark.slow
 def test_messages_that_nobody_would_send(engine: Engine) -> None:
     """The stream answers each that it cannot use, and goes on."""
-    with serving(engine) as served, served.talk("events") as client, served.talk() as pictures:
+    with (
+        serving(engine, attach_s=600) as served,  # one takes no pictures
+        served.talk("events") as client,
+        served.talk() as pictures,
+    ):
 
         @given(st.lists(messages, max_size=10))
         @settings(QUIET, max_examples=MESSAGES)

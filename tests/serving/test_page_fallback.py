@@ -135,6 +135,7 @@ def test_an_interruption_is_silence_and_what_comes_next_is_heard(
     for _ in range(20):
         assert visitor.page.evaluate(LOUDNESS) < 1e-3, "what is buffered is heard after all"
         visitor.page.wait_for_timeout(50)
+    visitor.events.clear()
     assert visitor.event("stats")["backlog_s"] == 0
     visitor.page.click("#example")
     visitor.until(lambda: visitor.page.evaluate(LOUDNESS) > 0.01, "the example is not heard")
@@ -205,7 +206,7 @@ def test_a_lost_connection_comes_back_the_same_way(visitor: Visitor, served: Ser
     visitor.start()
     (before,) = visitor.sessions
     served.call(served.sessions.get(before).close("stalled"))
-    visitor.page.wait_for_selector("body:not([data-state=live])")
+    visitor.until(lambda: len(visitor.sessions) == 2, "no other session")
     visitor.page.wait_for_selector(".stage.shows")
     assert len(served.sessions) == 1 and len(visitor.sessions) == 2
     assert visitor.error == ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
@@ -93,6 +95,15 @@ class Wire(BaseOutputTransport):
     @property
     def sound_s(self) -> float:
         return sum(len(sound) for _, sound in self.sounds) / 2 / RATE_HZ
+
+    def heard_s(self, position_s: float) -> float:
+        """When so many seconds of the sound had been heard."""
+        for begin_s, sound in self.sounds:
+            length_s = len(sound) / 2 / RATE_HZ
+            if position_s < length_s:
+                return begin_s + position_s
+            position_s -= length_s
+        raise AssertionError("it has not been heard so far")
 
 
 class Tap(FrameProcessor):
@@ -195,7 +206,7 @@ def test_speech_comes_out_with_its_pictures(engine: Engine) -> None:
 
 @pytest.mark.slow
 def test_every_picture_goes_out_with_its_sound(engine: Engine) -> None:
-    """Through the transport: no picture is left out or shown twice, and where speech begins,
+    """Through the transport: no picture is left out or shown twice, and while it speaks,
     picture and sound are within two frames of each other."""
 
     async def work() -> None:
@@ -207,10 +218,20 @@ def test_every_picture_goes_out_with_its_sound(engine: Engine) -> None:
             assert shown == [f.id for f in pushed][: len(shown)]
             assert len(pushed) - len(shown) <= 3
             order = [f for _, _, f in found.after.frames]
-            first = next(i for i, f in enumerate(order) if isinstance(f, TTSAudioRawFrame))
+            spoken = [
+                before.id
+                for before, f in itertools.pairwise(order)
+                if isinstance(f, TTSAudioRawFrame)
+            ]
             shown_s = {frame.id: at for at, frame in found.wire.pictures}
-            offset_s = shown_s[order[first - 1].id] - found.wire.sounds[0][0]
-            assert abs(offset_s) <= 2 / FPS, f"the picture comes {offset_s:.3f} s after its sound"
+            offsets_s = [
+                shown_s[picture] - found.wire.heard_s(i / FPS)
+                for i, picture in enumerate(spoken)
+                if picture in shown_s
+            ]
+            assert len(offsets_s) >= 2 * FPS - 3
+            offset_s = statistics.median(offsets_s)  # the machine may do something else meanwhile
+            assert abs(offset_s) <= 2 / FPS, f"pictures come {offset_s:.3f} s after their sound"
 
     run(work())
 

@@ -90,7 +90,9 @@ def test_interruption_stops_at_once(served: Served) -> None:
         client.say(type="interrupt")
         shown += client.frames_until("interrupted")
         cut = client.events[-1]
-        assert cut["delivered_s"] == pytest.approx(sum(f.speech for f in shown) / FPS)
+        # A frame on its way was counted, and is silent.
+        silenced = round(cut["delivered_s"] * FPS) - sum(frame.speech for frame in shown)
+        assert silenced in (0, 1)
         say(client, 1.0)
         between = client.frames_until("utterance_started")
         assert not any(frame.speech for frame in between)
@@ -285,8 +287,9 @@ def test_a_session_that_fails_says_so(served: Served, monkeypatch: pytest.Monkey
         client.frame()
         monkeypatch.setattr(decoder_of(served.sessions.get(client.id).session), "decode", fail)
         assert client.end() == (4500, "failed")
-        assert [event["type"] for event in client.events[-2:]] == ["error", "closed"]
-        assert client.events[-2]["code"] == "session_failed"
+        last = [event for event in client.events if event["type"] != "stats"][-2:]
+        assert [event["type"] for event in last] == ["error", "closed"]
+        assert last[0]["code"] == "session_failed"
 
 
 def test_statistics_come_every_second(served: Served) -> None:

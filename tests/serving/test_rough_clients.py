@@ -139,19 +139,19 @@ def test_a_slow_client_gets_fewer_frames_and_none_pile_up(engine: Engine) -> Non
 
 
 def test_a_client_that_says_nothing_is_closed_after_a_while(engine: Engine) -> None:
-    with serving(engine, idle_s=1.0) as served, served.talk() as client:
+    with serving(engine, idle_s=3.0) as served, served.talk() as client:
         assert client.end() == (4408, "idle_timeout")
 
 
 def test_no_session_is_older_than_the_limit(engine: Engine) -> None:
-    with serving(engine, total_s=1.5) as served, served.talk() as client:
+    with serving(engine, total_s=4.0) as served, served.talk() as client:
         for _ in range(10):
             client.hear(speech(0.1))
         assert client.end() == (4409, "total_timeout")
 
 
 def test_a_session_that_nobody_looks_at_is_closed(engine: Engine) -> None:
-    with serving(engine, attach_s=0.5) as served:
+    with serving(engine, attach_s=3.0) as served:
         served.create()
         served.wait_until_free()
         with served.talk("events") as client:  # looks at no picture
@@ -216,7 +216,7 @@ def test_a_body_that_never_ends(engine: Engine) -> None:
 @pytest.mark.slow
 def test_fifty_clients_a_second_and_two_places(engine: Engine) -> None:
     """Never more than two are in; the others know their place in the queue."""
-    with serving(engine, max_sessions=2, max_waiting=16, retry_s=30.0) as served:
+    with serving(engine, max_sessions=2, max_waiting=16, retry_s=30.0, attach_s=120.0) as served:
         most, done = [0], threading.Event()
 
         def watch() -> None:

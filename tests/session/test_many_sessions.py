@@ -74,6 +74,7 @@ ENDS = (finish, drop_in_a_block, close_in_a_block, drop_in_a_block, die_in_a_blo
 @pytest.mark.alone  # the memory of a process that has done much else moves by itself
 def test_two_hundred_sessions_leave_nothing(engine: Engine) -> None:
     random = np.random.default_rng(0)
+    gc.collect()
     before = held(engine)
     warm_mib = 0.0
     for number in range(SESSIONS):

@@ -449,6 +449,7 @@ class CheapDecoder:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(("blocks", "decoder"), [(300, CheapDecoder()), (120, None)])
 def test_a_long_session_does_not_grow(
     engine: Engine, blocks: int, decoder: CheapDecoder | None

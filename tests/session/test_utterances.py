@@ -183,9 +183,9 @@ def test_a_silent_person_lives_on_and_speaks_at_once(engine: Engine) -> None:
     first = next(i for i, chunk in enumerate(chunks) if chunk.speech)
     assert all(not chunk.pcm.any() for chunk in chunks[:first]) and not chunks[-1].speech
     assert {(c.sample_rate_hz, c.pcm.shape[1]) for c in chunks} == {(48_000, 1)}
-    # A rest of a block that idles, and one block; far less than the 1.6 s of a block that waits.
-    assert player.had[first][0] - said_s < 1.0
-    assert player.late_s < 1.0
+    assert chunks[first].block <= made + 1, "speech waits for the block that idles, not for another"
+    assert player.had[first][0] - said_s < 5.0
+    assert player.late_s < 5.0
     for before, after in itertools.pairwise(chunks):
         assert after.pts == pytest.approx(before.pts + len(before.frames) / 20)
         assert len(before.pcm) == pytest.approx(len(before.frames) * 2_400, abs=1)
@@ -209,7 +209,7 @@ def test_idling_that_was_not_taken_goes_when_speech_is_there(engine: Engine) -> 
         chunk = in_time(session.next_chunk)
         assert not chunk.speech and chunk.pts == 1 / 20, "nothing else is there to be looked at"
         gate.open()
-        wait_until(lambda: session._state._spoken_from == 1, "speech does not arrive")
+        wait_until(lambda: session._state._spoken_from >= 1, "speech does not arrive")
         chunk = in_time(session.next_chunk)
         assert chunk.speech and chunk.pts == 5 / 20
 
@@ -239,6 +239,7 @@ def test_a_person_lives_on_while_speech_comes_at_its_pace(engine: Engine) -> Non
         assert sum(map(len, heard)) == pytest.approx(2.5 * 48_000, abs=4 / 20 * 48_000)
 
 
+@pytest.mark.alone
 def test_a_waiting_session_costs_nothing(engine: Engine) -> None:
     with open_session(engine) as session:
         session.push_audio(speech(1.5), RATE_HZ)

@@ -95,6 +95,7 @@ def median_s(dit: Dit, stream: DitStream) -> float:
 
 # `two_cpus` comes first: threads are confined where the device is opened.
 @pytest.mark.slow
+@pytest.mark.alone  # with one neighbour, not with a test besides
 def test_a_block_beside_a_busy_neighbour(two_cpus: tuple[int, int], dit: Dit) -> None:
     stream = open_stream(dit)
     for block in range(2):
