@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,7 @@ class Server:
         found: dict[str, Any] = answer.json()
         return found
 
-    def stream(self, session: dict[str, Any]) -> ClientConnection:
+    def stream(self, session: dict[str, Any]) -> AbstractContextManager[ClientConnection]:
         """Its pictures and sound."""
         from websockets.sync.client import connect
 
@@ -151,7 +152,7 @@ def first_frames(server: Server, moments: int) -> list[float]:
     found = []
     for _ in range(moments):
         begin_s = time.monotonic()
-        with contextlib.closing(server.stream(server.create())) as socket:
+        with server.stream(server.create()) as socket:
             while next_frame(socket) is None:
                 pass
             found.append(time.monotonic() - begin_s)
@@ -164,7 +165,7 @@ def conversation(
     """A sentence at a random moment of idling, sent at once, and interrupted in the middle: speech
     to the first frame that speaks, interruption to the last one."""
     answers, silences = [], []
-    with contextlib.closing(server.stream(server.create())) as socket:
+    with server.stream(server.create()) as socket:
         while next_frame(socket) is None:
             pass
         for _ in range(moments):
@@ -207,8 +208,8 @@ def accepted_per_s(server: Server) -> float:
 def refused_per_s(server: Server) -> float:
     """Requests that are refused while both places are taken and one of the sessions is watched."""
     with (
-        contextlib.closing(server.stream(server.create())) as first,
-        contextlib.closing(server.stream(server.create())),
+        server.stream(server.create()) as first,
+        server.stream(server.create()),
         ThreadPoolExecutor(CLIENTS) as clients,
     ):
         begin_s = time.monotonic()
@@ -229,7 +230,7 @@ def refused_per_s(server: Server) -> float:
 def load_pages(server: Server, loads: int) -> None:
     """Each a session that is looked at, and left."""
     for _ in range(loads):
-        with contextlib.closing(server.stream(server.create())) as socket:
+        with server.stream(server.create()) as socket:
             socket.recv(LIMIT_S)
 
 
