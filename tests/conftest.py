@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
-import hypothesis
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,8 +24,11 @@ from tests.support.paths import GOLDEN
 __all__ = ["run", "wav"]  # fixtures
 
 # The same examples in every run; others with `--hypothesis-profile default`.
-hypothesis.settings.register_profile("same", derandomize=True)
-hypothesis.settings.load_profile("same")
+with contextlib.suppress(ModuleNotFoundError):  # tests on a GPU do without
+    from hypothesis import settings
+
+    settings.register_profile("same", derandomize=True)
+    settings.load_profile("same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
