@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,19 @@ from training.data.expressions import EXPRESSIONS, RAMP, WORDINGS
 from training.data.identity import identity
 from training.data.motion import FPS, motion_of
 from training.data.portrait import draw
-from training.films import SIZE, TEXTS, VOICES, Edit, Film, film, joined, paused, spoken, talk
+from training.films import (
+    SIZE,
+    TEXTS,
+    VOICES,
+    Edit,
+    Film,
+    as_pictures,
+    film,
+    joined,
+    paused,
+    spoken,
+    talk,
+)
 from training.measure import (
     CLOSED,
     around_mouth,
@@ -41,6 +54,7 @@ Lines = list[dict[str, Any]]
 # The bundled portrait, one trained on, and people nobody trained on.
 PEOPLE = (13, 2, HELD_OUT + 5, HELD_OUT + 9)
 STEADY_BLOCK = 3  # the memory is full
+DRAWN_FRAMES = 85
 RECORDED = Path(__file__).resolve().parent / "recorded"
 POLICIES = {
     "conv": MemoryPolicy(),
@@ -105,6 +119,24 @@ def averaged(lines: Lines, **names: Any) -> dict[str, Any]:
             values = [line[key] for line in lines if line[key] is not None]
             means[key] = mean(values) if values else None
     return names | means
+
+
+def autoencoder(options: argparse.Namespace) -> Lines:
+    """What the VAE leaves of drawings of people and voices that nobody trained on."""
+    lines = []
+    with open_engine(options) as engine:
+        for i in range(options.films):
+            said = spoken(VOICES[i % len(VOICES)], TEXTS[i % len(TEXTS)])
+            motion = torch.from_numpy(motion_of(said.phonemes, DRAWN_FRAMES).values)
+            drawn = draw(identity(HELD_OUT + i), motion, SIZE)
+            latents = engine.vae.encode(drawn.movedim(1, 0)[None] * 2 - 1)
+            with contextlib.closing(engine.vae.open_stream()) as stream:
+                made = torch.cat([as_pictures(frames) for frames in stream.decode(latents[0])])
+            line = {"person": HELD_OUT + i, "voice": VOICES[i % len(VOICES)].language}
+            seen = Film(made, motion, ())
+            found = synchronisation(mouth_openings(identity(HELD_OUT + i), made), motion)
+            lines.append(line | likeness(HELD_OUT + i, seen) | asdict(found))
+    return [*lines, averaged(lines, person="mean", voice="")]
 
 
 def sync(options: argparse.Namespace) -> Lines:

@@ -115,9 +115,12 @@ def test_rows_are_measured_with_the_model_that_ships(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "quality.json"
-    given = ["--device", "cpu", "--rows", "silence,recorded", "--films", "1", "--json", str(out)]
+    names = "autoencoder,silence,recorded"
+    given = ["--device", "cpu", "--rows", names, "--films", "1", "--json", str(out)]
     assert command.main(["quality", *given]) == 0
     rows = json.loads(out.read_text())["rows"]
+    drawn = rows["autoencoder"][0]
+    assert drawn["psnr_db"] > 29 and drawn["mouth_db"] > 27 and drawn["correlation"] > 0.8
     assert [line["sound"] for line in rows["silence"]] == ["zero", "room"]
     assert all(line["closed"] > 0.9 for line in rows["silence"])
     assert 0 < rows["recorded"][0]["correlation"] <= 1
