@@ -105,7 +105,7 @@ def test_a_drawn_film_does_not_drift_and_one_that_fades_does() -> None:
 def test_rows_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["quality", "--rows", "sync,looks"])
-    assert "expected some of sync, " in capsys.readouterr().err
+    assert "expected some of autoencoder, sync, " in capsys.readouterr().err
     assert command.main(["quality", "--checkpoint", "/nowhere"]) == 2
     assert "expected a checkpoint, found no config.json" in capsys.readouterr().err
 
@@ -120,7 +120,7 @@ def test_rows_are_measured_with_the_model_that_ships(
     assert command.main(["quality", *given]) == 0
     rows = json.loads(out.read_text())["rows"]
     drawn = rows["autoencoder"][0]
-    assert drawn["psnr_db"] > 29 and drawn["mouth_db"] > 27 and drawn["correlation"] > 0.8
+    assert drawn["psnr_db"] > 29 and drawn["correlation"] > 0.8  # the first of docs/training.md's
     assert [line["sound"] for line in rows["silence"]] == ["zero", "room"]
     assert all(line["closed"] > 0.9 for line in rows["silence"])
     assert 0 < rows["recorded"][0]["correlation"] <= 1
